@@ -1,0 +1,27 @@
+"""TransferVAE: a frozen pretrained vision network as the encoder of a variational autoencoder."""
+
+from transfervae import data, errors, losses, schedules
+from transfervae.backbones import FrozenBackbone, create_backbone
+from transfervae.decoders import pixelshuffle_decoder, resize_decoder, transpose_decoder
+from transfervae.gaussian import DiagonalGaussian
+from transfervae.heads import GaussianHead
+from transfervae.model import TransferVAE, VAEOutput, build_vae
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DiagonalGaussian",
+    "FrozenBackbone",
+    "GaussianHead",
+    "TransferVAE",
+    "VAEOutput",
+    "build_vae",
+    "create_backbone",
+    "data",
+    "errors",
+    "losses",
+    "pixelshuffle_decoder",
+    "resize_decoder",
+    "schedules",
+    "transpose_decoder",
+]

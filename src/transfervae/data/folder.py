@@ -1,0 +1,126 @@
+"""A folder of images as a data set."""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from transfervae.data.image_file import read_image
+from transfervae.errors import ImageFileError
+from transfervae.shapes import parse_image_size
+
+SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+"""File names that count as images, in any case."""
+
+NAMED_BAD_FILES = 3
+
+
+class ImageFolder(Dataset[Tensor]):
+    """All images in a folder and its subfolders, in the order of their paths.
+
+    Items are float32 RGB `[3, h, w]` in [0, 1]; `read_image` says how files are read, scaled and cut.
+
+    Attributes:
+        root: The folder.
+        paths: The files.
+        image_size: (height, width) of the items.
+        bad: Files that cannot be read and were skipped, with the reason.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        image_size: int | Sequence[int],
+        *,
+        verify: bool = True,
+        skip_bad: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """List the images and read each once, so that a bad file shows now and not in the middle of the training.
+
+        Args:
+            root: The folder; hidden files and folders are passed over.
+            image_size: Height and width of the items, or one number.
+            verify: Whether to read every file now.
+            skip_bad: Leave unreadable files out instead of failing; they are listed in `bad`.
+            progress: Called with (files read, files in all) while verifying.
+
+        Raises:
+            ImageFileError: If the folder is missing or holds no images, or if files cannot be read (named).
+            ImageSizeError: If `image_size` is not one or two positive numbers.
+        """
+        self.image_size = parse_image_size(image_size)
+        self.root = Path(root)
+        self.paths = find_images(self.root)
+        self.bad: dict[Path, str] = {}
+        if verify:
+            self.bad = _find_bad(self.paths, self.image_size, progress)
+            if self.bad and not skip_bad:
+                raise ImageFileError(_bad_message(self.bad))
+            self.paths = [path for path in self.paths if path not in self.bad]
+            if not self.paths:
+                raise ImageFileError(f"None of the {len(self.bad)} images in {str(root)!r} can be read.")
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Float[Tensor, "3 h w"]:
+        return read_image(self.paths[index], self.image_size)
+
+
+def find_images(root: Path) -> list[Path]:
+    """Files below a folder whose names end as an image's, sorted; hidden ones are passed over.
+
+    Raises:
+        ImageFileError: If there is no such folder, or no image in it.
+    """
+    if not root.is_dir():
+        raise ImageFileError(f"There is no folder {str(root)!r}.")
+    paths = [
+        Path(folder, name)
+        for folder, folders, names in os.walk(root, followlinks=True, onerror=_refuse)
+        for name in names
+        if not folders.sort() and name.lower().endswith(SUFFIXES) and not _is_hidden(Path(folder, name), root)
+    ]
+    if not paths:
+        state = "holds no images" if any(root.iterdir()) else "is empty"
+        raise ImageFileError(f"The folder {str(root)!r} {state}; images are files named *{', *'.join(SUFFIXES)}.")
+    return sorted(paths)
+
+
+def _is_hidden(path: Path, root: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(root).parts)
+
+
+def _refuse(error: OSError) -> None:
+    raise ImageFileError(f"The folder {error.filename!r} cannot be read: {error.strerror}.") from error
+
+
+def _find_bad(
+    paths: list[Path], size: tuple[int, int], progress: Callable[[int, int], None] | None
+) -> dict[Path, str]:
+    def problem(path: Path) -> str:
+        try:
+            read_image(path, size)
+        except ImageFileError as error:
+            return str(error)
+        return ""
+
+    bad = {}
+    with ThreadPoolExecutor() as pool:
+        for done, (path, reason) in enumerate(zip(paths, pool.map(problem, paths), strict=True), start=1):
+            if reason:
+                bad[path] = reason
+            if progress is not None:
+                progress(done, len(paths))
+    return bad
+
+
+def _bad_message(bad: dict[Path, str]) -> str:
+    reasons = list(bad.values())
+    rest = f" And {len(bad) - NAMED_BAD_FILES} more." if len(bad) > NAMED_BAD_FILES else ""
+    return f"{' '.join(reasons[:NAMED_BAD_FILES])}{rest} Mend or remove them, or skip bad files."

@@ -1,0 +1,85 @@
+"""The exception tree: every error that TransferVAE raises on purpose derives from `TransferVAEError`."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class TransferVAEError(Exception):
+    """Base of all errors raised by this library."""
+
+
+class InvalidOptionError(TransferVAEError, ValueError):
+    """An option has a value that cannot work."""
+
+
+class InvalidImageError(TransferVAEError, ValueError):
+    """A tensor is no batch of RGB images in [0, 1]."""
+
+
+class ImageSizeError(InvalidImageError):
+    """Images have a size that the network or the model cannot take."""
+
+
+class ShapeError(TransferVAEError, ValueError):
+    """Features or latents have another shape than the block was built for."""
+
+
+class UnknownNameError(TransferVAEError, ValueError):
+    """A backbone, node, decoder or other named thing does not exist."""
+
+    def __init__(self, kind: str, given: object, known: Iterable[object], *, hint: str = "") -> None:
+        """Compose the message.
+
+        Args:
+            kind: What was looked for, for example "decoder".
+            given: The name that was given.
+            known: The names that exist; the nearest is suggested, and all are listed when they are few.
+            hint: A closing sentence for where to look further.
+        """
+        names = [str(name) for name in known]
+        nearest = get_close_matches(str(given), names, n=1, cutoff=0.5)
+        parts = [f"Unknown {kind} {str(given)!r}."]
+        if nearest:
+            parts.append(f"Did you mean {nearest[0]!r}?")
+        if names and len(names) <= 24:
+            parts.append(f"Known: {', '.join(names)}.")
+        if hint:
+            parts.append(hint)
+        super().__init__(" ".join(parts))
+
+
+class WeightsUnavailableError(TransferVAEError, OSError):
+    """Pretrained weights are neither on this machine nor to be fetched."""
+
+
+class WeightsMismatchError(TransferVAEError, ValueError):
+    """A weights file does not fit the network: names or shapes differ."""
+
+
+class FingerprintMismatchError(TransferVAEError, ValueError):
+    """The backbone at hand is not the one that a saved model was trained on."""
+
+
+class CheckpointError(TransferVAEError, OSError):
+    """A saved model or checkpoint is missing, damaged or foreign."""
+
+
+class ImageFileError(TransferVAEError, OSError):
+    """An image file cannot be read, or a folder holds none."""
+
+
+class RunFolderError(TransferVAEError, OSError):
+    """A run's output folder cannot be used as asked."""
+
+
+class MissingExtraError(TransferVAEError, ImportError):
+    """A feature needs packages that an optional extra installs."""
+
+    def __init__(self, purpose: str, extra: str) -> None:
+        """Compose the message.
+
+        Args:
+            purpose: What cannot be done without the extra, capitalised.
+            extra: The name of the extra.
+        """
+        super().__init__(f"{purpose} needs the extra {extra!r}: pip install 'transfervae[{extra}]'")

@@ -1,0 +1,227 @@
+"""The objective's terms, as pure functions with one value per item, and their weighted sum.
+
+Every term says how it reduces over pixels, because that decides what a weight means: a mean over pixels beside a KL
+summed over latents silently multiplies beta by the number of pixel values.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import NamedTuple, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from transfervae.errors import InvalidOptionError, ShapeError, UnknownNameError
+from transfervae.gaussian import DiagonalGaussian, at_least_float32
+from transfervae.shapes import Images, PerItem, Scalar
+
+RMSE_EPSILON = 1e-8
+"""Added inside the root of `rmse`: the gradient at zero error is 0 instead of NaN, the floor of the value is 1e-4."""
+
+ReconstructionLoss = Callable[[Tensor, Tensor], PerItem]
+
+
+class Reconstructed(Protocol):
+    """What `elbo` needs of a model's output: `VAEOutput` has it."""
+
+    @property
+    def reconstruction(self) -> Tensor:
+        """Images, `[b, 3, h, w]`."""
+
+    @property
+    def posterior(self) -> DiagonalGaussian:
+        """The latents' posterior."""
+
+
+class ElboTerms(NamedTuple):
+    """The objective and its parts, each the mean over the batch.
+
+    Attributes:
+        total: reconstruction + beta * KL (with free bits applied); what is minimised.
+        reconstruction: Reconstruction term, unweighted.
+        kl: KL to the standard normal in nats, unweighted and without free bits.
+    """
+
+    total: Scalar
+    reconstruction: Scalar
+    kl: Scalar
+
+
+def mse(reconstruction: Tensor, images: Tensor) -> PerItem:
+    """Squared error, mean over channels and pixels.
+
+    Args:
+        reconstruction: `[b, c, h, w]` in [0, 1].
+        images: `[b, c, h, w]` in [0, 1].
+
+    Returns:
+        One value per item, in [0, 1].
+
+    Raises:
+        ShapeError: If the shapes differ (nothing is broadcast).
+    """
+    return _difference(reconstruction, images).square().mean(dim=1)
+
+
+def rmse(reconstruction: Tensor, images: Tensor) -> PerItem:
+    """Root of the squared error's mean over channels and pixels: sqrt(mse + 1e-8).
+
+    The constant inside the root keeps the gradient finite at zero error.
+
+    Args:
+        reconstruction: `[b, c, h, w]` in [0, 1].
+        images: `[b, c, h, w]` in [0, 1].
+
+    Returns:
+        One value per item, in [1e-4, 1].
+
+    Raises:
+        ShapeError: If the shapes differ.
+    """
+    return (mse(reconstruction, images) + RMSE_EPSILON).sqrt()
+
+
+def l1(reconstruction: Tensor, images: Tensor) -> PerItem:
+    """Absolute error, mean over channels and pixels.
+
+    Args:
+        reconstruction: `[b, c, h, w]` in [0, 1].
+        images: `[b, c, h, w]` in [0, 1].
+
+    Returns:
+        One value per item, in [0, 1].
+
+    Raises:
+        ShapeError: If the shapes differ.
+    """
+    return _difference(reconstruction, images).abs().mean(dim=1)
+
+
+def gaussian_nll(reconstruction: Tensor, images: Tensor, *, sigma: float | None = None) -> PerItem:
+    """Negative log-likelihood of the images under N(reconstruction, sigma^2), summed over channels and pixels, in nats.
+
+    With D = c * h * w: D/2 log(2 pi) + D log sigma + sum of squared error / (2 sigma^2). Beside it, beta = 1 is the
+    evidence lower bound.
+
+    Without `sigma` it is calibrated (sigma-VAE, Rybkin et al. 2021): the value that maximises the likelihood of the
+    batch, log sigma = softclip(0.5 log mse, -6), shared by its items; gradients flow through it. The sum over the
+    batch then equals b * (D log RMSE + constant), so that it needs no weight. An item's value depends on its batch.
+
+    Args:
+        reconstruction: `[b, c, h, w]` in [0, 1].
+        images: `[b, c, h, w]` in [0, 1].
+        sigma: Standard deviation of a pixel value, above 0; None for the calibrated one.
+
+    Returns:
+        One value per item.
+
+    Raises:
+        ShapeError: If the shapes differ.
+        InvalidOptionError: If `sigma` is not above 0.
+    """
+    squares = _difference(reconstruction, images).square()
+    if sigma is None:
+        log_sigma = _soft_clip(0.5 * (squares.mean() + 1e-20).log(), -6.0)
+    elif sigma > 0:
+        log_sigma = squares.new_tensor(math.log(sigma))
+    else:
+        raise InvalidOptionError(f"sigma must be above 0, got {sigma}.")
+    scaled = squares.sum(dim=1) * (-2 * log_sigma).exp()
+    return 0.5 * scaled + squares.shape[1] * (log_sigma + 0.5 * math.log(2 * math.pi))
+
+
+def kl(posterior: DiagonalGaussian) -> PerItem:
+    """KL to the standard normal, summed over latent dimensions, in nats (Kingma & Welling 2014, appendix B).
+
+    Args:
+        posterior: Any trailing shape.
+
+    Returns:
+        One value per item, at least 0.
+    """
+    return posterior.kl()
+
+
+class WeightedLoss(NamedTuple):
+    """A reconstruction term and the weight of the KL that suits its scale."""
+
+    loss: ReconstructionLoss
+    beta: float
+
+
+RECONSTRUCTIONS: Mapping[str, WeightedLoss] = MappingProxyType(
+    {
+        "rmse": WeightedLoss(rmse, 1e-4),
+        "mse": WeightedLoss(mse, 2e-5),
+        "l1": WeightedLoss(l1, 1e-4),
+        "gaussian_nll": WeightedLoss(gaussian_nll, 1.0),
+    }
+)
+"""Reconstruction terms by name, each with its default beta."""
+
+
+def elbo(
+    output: Reconstructed,
+    images: Images,
+    *,
+    reconstruction: str | ReconstructionLoss = "rmse",
+    beta: float | Tensor | None = None,
+    free_bits: float = 0.0,
+) -> ElboTerms:
+    """The objective: mean reconstruction term + beta * KL.
+
+    Free bits (Kingma et al. 2016) leave the KL of a latent dimension unpunished up to a threshold: the sum over
+    dimensions of max(free_bits, batch mean of the dimension's KL).
+
+    Args:
+        output: What the model returned for `images`.
+        images: The targets, `[b, 3, h, w]` in [0, 1].
+        reconstruction: A name from `RECONSTRUCTIONS`, or a function of (reconstruction, images) with a value per item.
+        beta: Weight of the KL in nats; None for the default of the named term (`RECONSTRUCTIONS`), and 1 for a
+            function. A tensor spares recompilation where it changes with the step.
+        free_bits: Threshold per latent dimension, in nats, at least 0.
+
+    Returns:
+        The total and its unweighted parts, means over the batch.
+
+    Raises:
+        UnknownNameError: For a name that is not in `RECONSTRUCTIONS`.
+        InvalidOptionError: If `free_bits` is negative.
+        ShapeError: If reconstruction and images differ in shape.
+    """
+    loss, default_beta = resolve_reconstruction(reconstruction)
+    if free_bits < 0:
+        raise InvalidOptionError(f"free_bits must be at least 0, got {free_bits}.")
+    reconstruction_term = loss(output.reconstruction, images).mean()
+    dimensions = output.posterior.kl_per_dimension().mean(dim=0)
+    divergence = dimensions.sum()
+    penalty = dimensions.clamp(min=free_bits).sum() if free_bits else divergence
+    total = reconstruction_term + (default_beta if beta is None else beta) * penalty
+    return ElboTerms(total, reconstruction_term, divergence)
+
+
+def resolve_reconstruction(reconstruction: str | ReconstructionLoss) -> WeightedLoss:
+    """Look a reconstruction term up by name; a function stands for itself, with beta 1.
+
+    Raises:
+        UnknownNameError: For a name that is not in `RECONSTRUCTIONS`.
+    """
+    if callable(reconstruction):
+        return WeightedLoss(reconstruction, 1.0)
+    if reconstruction not in RECONSTRUCTIONS:
+        raise UnknownNameError("reconstruction term", reconstruction, RECONSTRUCTIONS)
+    return RECONSTRUCTIONS[reconstruction]
+
+
+def _difference(reconstruction: Tensor, images: Tensor) -> Float[Tensor, "b d"]:
+    if reconstruction.shape != images.shape:
+        raise ShapeError(
+            f"Reconstruction and images must have one shape, got {list(reconstruction.shape)} and {list(images.shape)}."
+        )
+    return (at_least_float32(reconstruction) - at_least_float32(images)).flatten(1)
+
+
+def _soft_clip(value: Tensor, low: float) -> Tensor:
+    return low + torch.nn.functional.softplus(value - low)

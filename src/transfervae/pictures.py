@@ -1,0 +1,186 @@
+"""Pictures: image grids, loss curves, and the architecture, written as PNG."""
+
+import io
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from transfervae.checkpoint import write_atomically
+from transfervae.errors import MissingExtraError
+from transfervae.model import TransferVAE
+from transfervae.shapes import Images
+from transfervae.summary import PartSummary, summarise
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+GAP = 2
+SMALLEST_TILE = 64
+
+FROZEN_COLOR = "#9db8d6"
+TRAINABLE_COLOR = "#f0b27a"
+DATA_COLOR = "#eeeeee"
+
+
+def write_grid(path: Path, rows: Sequence[Images]) -> None:
+    """Write images as a PNG, one row a batch; small ones are enlarged by a whole factor.
+
+    Args:
+        path: The file.
+        rows: Batches `[b, 3, h, w]` in [0, 1] of one image size.
+
+    Raises:
+        OSError: If the file cannot be written.
+    """
+    height, width = rows[0].shape[-2:]
+    columns = max(len(row) for row in rows)
+    sheet = np.full((len(rows) * (height + GAP) + GAP, columns * (width + GAP) + GAP, 3), 255, dtype=np.uint8)
+    for y, row in enumerate(rows):
+        for x, image in enumerate(row):
+            top, left = GAP + y * (height + GAP), GAP + x * (width + GAP)
+            sheet[top : top + height, left : left + width] = _to_pixels(image)
+    picture = Image.fromarray(sheet)
+    factor = -(-SMALLEST_TILE * 2 // min(height, width))
+    if factor > 1:
+        picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    write_atomically(path, buffer.getvalue())
+
+
+def write_history(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
+    """Write loss terms over epochs as a PNG.
+
+    Args:
+        path: The file.
+        rows: One mapping an epoch, with "epoch" and the terms as "train/NAME" and "val/NAME".
+
+    Raises:
+        MissingExtraError: If matplotlib is not installed.
+        OSError: If the file cannot be written.
+    """
+    terms = {"total": "objective", "reconstruction": "reconstruction term", "kl": "KL (nats)"}
+    figure = _figure(12, 3.4)
+    epochs = [row["epoch"] for row in rows]
+    for axes, (term, label) in zip(figure.subplots(1, len(terms)), terms.items(), strict=True):
+        for split, style in (("train", "o--"), ("val", "o-")):
+            axes.plot(epochs, [row[f"{split}/{term}"] for row in rows], style, markersize=3, label=split)
+        axes.set_title(label)
+        axes.set_xlabel("epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+    _write_figure(path, figure)
+
+
+def write_architecture(path: Path, vae: TransferVAE) -> None:
+    """Draw a model with its shapes and parameter counts, frozen and trainable parts told apart, as a PNG.
+
+    Args:
+        path: The file.
+        vae: The model.
+
+    Raises:
+        MissingExtraError: If matplotlib is not installed.
+        OSError: If the file cannot be written.
+    """
+    boxes = _boxes(vae)
+    figure = _figure(1.75 * len(boxes), 4.4)
+    axes = figure.subplots()
+    for place, box in enumerate(boxes):
+        _draw_box(axes, place, **box)
+    for place in range(len(boxes) - 1):
+        axes.annotate(
+            "", (place + 0.6, 0), (place + 0.4, 0), arrowprops={"arrowstyle": "->", "color": "#555555", "lw": 1.4}
+        )
+    axes.set_xlim(-0.6, len(boxes) - 0.4)
+    axes.set_ylim(-1.6, 1.5)
+    axes.axis("off")
+    axes.set_title(_title(vae), fontsize=11)
+    _draw_legend(axes)
+    _write_figure(path, figure)
+
+
+def _boxes(vae: TransferVAE) -> list[dict[str, Any]]:
+    parts = summarise(vae)
+    source = vae.backbone.source
+    height = max(vae.image_size)
+    image = {"label": "images", "shape": (3, *vae.image_size), "color": DATA_COLOR, "size": 1.0, "count": ""}
+    boxes = [image]
+    for part in parts:
+        spatial = max(part.output_shape[1:], default=0)
+        color = FROZEN_COLOR if part.frozen else TRAINABLE_COLOR
+        label = part.name
+        if part.name == "backbone":
+            label = f"{source.name}\n{source.node}"
+        elif part.name == "head":
+            label = "mean | log-variance"
+        size = 1.0 if part.name == "backbone" else 0.25 + 0.75 * spatial / height
+        boxes.append({"label": label, "shape": part.output_shape, "color": color, "size": size, "count": _count(part)})
+    return boxes
+
+
+def _draw_box(
+    axes: "Axes", place: int, *, label: str, shape: tuple[int, ...], color: str, size: float, count: str
+) -> None:
+    patches = import_module("matplotlib.patches")
+    axes.add_patch(
+        patches.FancyBboxPatch(
+            (place - 0.36, -size), 0.72, 2 * size, boxstyle="round,pad=0,rounding_size=0.06", fc=color, ec="#444444"
+        )
+    )
+    axes.text(place, 0.0, label.replace(" ", "\n"), ha="center", va="center", fontsize=9)
+    axes.text(place, -1.12, " x ".join(map(str, shape)), ha="center", va="top", fontsize=9, family="monospace")
+    axes.text(place, -1.28, count, ha="center", va="top", fontsize=8, color="#444444")
+
+
+def _draw_legend(axes: "Axes") -> None:
+    patches = import_module("matplotlib.patches")
+    kinds = (("frozen", FROZEN_COLOR), ("trainable", TRAINABLE_COLOR))
+    handles = [patches.Patch(facecolor=color, edgecolor="#444444", label=name) for name, color in kinds]
+    axes.legend(handles=handles, loc="lower center", ncols=2, frameon=False, bbox_to_anchor=(0.5, -0.08))
+
+
+def _title(vae: TransferVAE) -> str:
+    trainable = sum(parameter.numel() for parameter in vae.trainable_parameters())
+    frozen = sum(parameter.numel() for parameter in vae.backbone.parameters())
+    return f"{shorten(trainable)} trainable parameters, {shorten(frozen)} frozen"
+
+
+def _count(part: PartSummary) -> str:
+    return f"{shorten(part.trainable + part.frozen)} parameters"
+
+
+def shorten(number: float) -> str:
+    """A count with three digits and a unit: 20024384 is "20.0M"."""
+    for unit in ("", "k", "M", "G"):
+        if number < 1000:
+            return f"{number:.3g}{unit}"
+        number /= 1000
+    return f"{number:.3g}T"
+
+
+def _to_pixels(image: Float[Tensor, "3 h w"]) -> Any:
+    return (image.detach().float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+
+
+def _figure(width: float, height: float) -> "Figure":
+    try:
+        module = import_module("matplotlib.figure")
+    except ImportError:
+        raise MissingExtraError("Drawing", "train") from None
+    figure: Figure = module.Figure(figsize=(width, height), dpi=110, layout="constrained")
+    return figure
+
+
+def _write_figure(path: Path, figure: "Figure") -> None:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    write_atomically(path, buffer.getvalue())

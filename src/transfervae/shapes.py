@@ -1,0 +1,115 @@
+"""Shape types, and the checks at the library's boundary.
+
+Boundary functions take a plain `Tensor` and check it themselves, so that a wrong one gets a message that says what to
+do; everything inside is annotated with the types below.
+"""
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from transfervae.errors import ImageSizeError, InvalidImageError, InvalidOptionError
+
+Images: TypeAlias = Float[Tensor, "b 3 h w"]
+Features: TypeAlias = Float[Tensor, "b c h w"]
+Latents: TypeAlias = Float[Tensor, "b *latent"]
+PerItem: TypeAlias = Float[Tensor, " b"]
+Scalar: TypeAlias = Float[Tensor, ""]
+
+RANGE_TOLERANCE = 1e-2
+"""How far outside [0, 1] an image value may lie: rounding of half precision, but no normalisation."""
+
+
+def check_image_tensor(images: Tensor) -> Images:
+    """Check type and axes of a batch of images; nothing on the device is waited for.
+
+    Args:
+        images: Should be floating point RGB, `[b, 3, h, w]`.
+
+    Returns:
+        The same tensor.
+
+    Raises:
+        InvalidImageError: For integers, other than four axes, no image, or other than three channels.
+    """
+    if not images.is_floating_point():
+        raise InvalidImageError(
+            f"Images must be floating point RGB in [0, 1], got {images.dtype}; use images.float() / 255 for 8-bit images."
+        )
+    if images.ndim != 4:
+        raise InvalidImageError(
+            f"Images must be [b, 3, h, w], got shape {list(images.shape)}; add the batch axis with images.unsqueeze(0)."
+        )
+    if images.shape[1] != 3:
+        raise InvalidImageError(_channel_message(images))
+    if images.shape[0] == 0:
+        raise InvalidImageError("The batch holds no image (its first axis is 0).")
+    return images
+
+
+def check_image_range(images: Images) -> None:
+    """Check that the values lie in [0, 1]; on an accelerator this waits for the device.
+
+    Args:
+        images: Floating point RGB, `[b, 3, h, w]`.
+
+    Raises:
+        InvalidImageError: For values outside [0, 1] by more than a rounding error, or not finite.
+    """
+    low, high = (value.item() for value in torch.aminmax(images.detach()))
+    if low >= -RANGE_TOLERANCE and high <= 1 + RANGE_TOLERANCE:
+        return
+    if not (abs(low) < float("inf") and abs(high) < float("inf")):
+        raise InvalidImageError("Images hold values that are not finite (NaN or infinity).")
+    if low < -RANGE_TOLERANCE:
+        advice = "normalisation happens inside the backbone, so pass images as they are, in [0, 1]"
+    else:
+        advice = "divide 8-bit values by 255"
+    raise InvalidImageError(
+        f"Images must lie in [0, 1], got values from {low:.3g} to {high:.3g}; {advice}"
+        " (or images.clamp(0, 1) after a resampling overshoot)."
+    )
+
+
+def parse_image_size(size: int | Sequence[int]) -> tuple[int, int]:
+    """Read an image size as (height, width).
+
+    Args:
+        size: One number for square images, or (height, width), in pixels.
+
+    Returns:
+        Height and width.
+
+    Raises:
+        ImageSizeError: For anything else, or a side below 1.
+    """
+    sides = (size, size) if isinstance(size, int) else tuple(size)
+    if len(sides) != 2 or not all(isinstance(side, int) and side >= 1 for side in sides):
+        raise ImageSizeError(f"An image size is one positive number or (height, width), got {size!r}.")
+    return sides[0], sides[1]
+
+
+def check_positive(**options: int) -> None:
+    """Check that the named whole numbers are at least 1.
+
+    Raises:
+        InvalidOptionError: Naming the first that is not.
+    """
+    for name, value in options.items():
+        if value < 1:
+            raise InvalidOptionError(f"{name} must be at least 1, got {value}.")
+
+
+def _channel_message(images: Tensor) -> str:
+    channels = images.shape[1]
+    advice = ""
+    if channels == 1:
+        advice = "; for grayscale use images.expand(-1, 3, -1, -1)"
+    elif channels == 4:
+        advice = "; composite the alpha channel first"
+    elif images.shape[-1] == 3:
+        advice = "; the channels are last, use images.permute(0, 3, 1, 2)"
+    return f"Images must have 3 channels (RGB) on axis 1, got {channels}{advice}."

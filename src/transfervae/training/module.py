@@ -1,0 +1,137 @@
+"""The training step, for PyTorch Lightning."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import MeanMetric
+from typing_extensions import override
+
+from transfervae.errors import TransferVAEError
+from transfervae.evaluation import HeldOutMetrics
+from transfervae.losses import ElboTerms, elbo
+from transfervae.model import TransferVAE
+from transfervae.schedules import Schedule
+from transfervae.shapes import Images
+from transfervae.training.options import TrainOptions
+
+SEED_STRIDE = 1_000_003
+
+
+class DivergedError(TransferVAEError, ArithmeticError):
+    """The objective is no longer finite."""
+
+
+class VAEModule(pl.LightningModule):
+    """Trains head and decoder of a model on images.
+
+    Every epoch draws its noise from (seed, epoch, process), so that a run that resumes at an epoch's start goes on as
+    if it had never stopped. Checkpoints hold no weights of the backbone.
+
+    Attributes:
+        vae: The model.
+        options: What is learned.
+        beta: Weight of the KL at the last step.
+    """
+
+    def __init__(self, vae: TransferVAE, options: TrainOptions) -> None:
+        """Wrap a model.
+
+        Args:
+            vae: The model; its head and decoder are trained in place.
+            options: What is learned.
+        """
+        super().__init__()
+        self.vae = vae
+        self.options = options
+        self.beta = options.target_beta
+        self.terms = torch.nn.ModuleDict({name: MeanMetric() for name in ElboTerms._fields})
+        self.held_out_terms = torch.nn.ModuleDict({name: MeanMetric() for name in ElboTerms._fields})
+        self.held_out = HeldOutMetrics(math.prod(vae.latent_shape))
+        self._generator = torch.Generator()
+        self._schedule: Schedule = options.schedule(1)
+
+    @override
+    def training_step(self, images: Images, index: int) -> Tensor:
+        """One step: forward, objective, and its terms noted without waiting for the device."""
+        self.beta = self._schedule(self.global_step)
+        output = self.vae(images, generator=self._generator)
+        terms = self._objective(output, images, self.beta)
+        self._note(self.terms, terms, len(images))
+        return terms.total
+
+    @override
+    def validation_step(self, images: Images, index: int) -> None:
+        """Note the objective, at its final beta, and the figures of one held-out batch."""
+        output = self.vae(images)
+        self._note(self.held_out_terms, self._objective(output, images, self.options.target_beta), len(images))
+        self.held_out.update(output, images)
+
+    @override
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Adam (Kingma & Ba 2015) on head and decoder, its rate falling to 0 along a half cosine over all steps."""
+        optimizer = torch.optim.Adam(self.vae.trainable_parameters(), lr=self.options.learning_rate)
+        steps = max(1, int(self.trainer.estimated_stepping_batches))
+        scheduler = LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * min(step / steps, 1.0))))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    @override
+    def on_fit_start(self) -> None:
+        """Learn how long an epoch is."""
+        self._schedule = self.options.schedule(int(self.trainer.num_training_batches or 1))
+
+    @override
+    def on_train_epoch_start(self) -> None:
+        """Start the epoch's own noise."""
+        self._schedule = self.options.schedule(int(self.trainer.num_training_batches))
+        seed = (self.options.seed * SEED_STRIDE + self.current_epoch) * SEED_STRIDE + self.global_rank
+        self._generator = torch.Generator(self.device).manual_seed(seed % 2**63)
+
+    def running_terms(self) -> dict[str, float]:
+        """This process's mean of each term since the epoch began; waits for the device."""
+        sums = {name: metric for name, metric in _metrics(self.terms) if name != "total"}
+        return {name: (metric.mean_value / metric.weight).item() for name, metric in sums.items()}
+
+    def epoch_figures(self) -> dict[str, float]:
+        """The figures of the epoch that just ended, the same on every process; must be called on all of them.
+
+        Raises:
+            DivergedError: If the objective is not finite.
+        """
+        figures = {f"train/{name}": metric.compute().item() for name, metric in _metrics(self.terms)}
+        figures |= {f"val/{name}": metric.compute().item() for name, metric in _metrics(self.held_out_terms)}
+        figures |= {f"val/{name}": value.item() for name, value in self.held_out.compute().items()}
+        for metric in (*self.terms.values(), *self.held_out_terms.values(), self.held_out):
+            metric.reset()  # type: ignore[operator]
+        if not math.isfinite(figures["train/total"]):
+            raise DivergedError(
+                f"The objective is {figures['train/total']} in epoch {self.current_epoch + 1}; try a smaller"
+                " learning rate, or a higher precision."
+            )
+        return figures
+
+    @override
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Head and decoder only."""
+        return dict(self.vae.trainable_state())
+
+    @override
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load what `state_dict` gave, all or nothing."""
+        self.vae.load_trainable_state(state_dict)
+
+    def _objective(self, output: Any, images: Images, beta: float) -> ElboTerms:
+        options = self.options
+        return elbo(output, images, reconstruction=options.reconstruction, beta=beta, free_bits=options.free_bits)
+
+    def _note(self, metrics: torch.nn.ModuleDict, terms: ElboTerms, count: int) -> None:
+        for name, metric in _metrics(metrics):
+            metric.update(getattr(terms, name).detach(), count)
+
+
+def _metrics(metrics: torch.nn.ModuleDict) -> list[tuple[str, MeanMetric]]:
+    return [(name, metric) for name, metric in metrics.items() if isinstance(metric, MeanMetric)]

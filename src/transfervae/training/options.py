@@ -1,0 +1,118 @@
+"""What a training run is: options that decide its result, and options of the engine that carries it out."""
+
+from dataclasses import dataclass
+
+from transfervae.decoders import DECODERS
+from transfervae.errors import InvalidOptionError, UnknownNameError
+from transfervae.losses import resolve_reconstruction
+from transfervae.schedules import Schedule, constant, cyclic, linear_warmup
+from transfervae.shapes import check_positive, parse_image_size
+
+SCHEDULES = ("constant", "linear", "cyclic")
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Everything that decides what a run learns; a resumed run must have the same, but for more epochs.
+
+    Attributes:
+        data: Folder of images, or None for the embedded `ToyFaces`.
+        backbone: A name for `create_backbone`.
+        node: Where the backbone is read; its default if None.
+        weights: "default", a path, or None for random ones.
+        latent_dim: Length of the latent vector.
+        image_size: (height, width).
+        decoder: A name from `decoders.DECODERS`.
+        width: Channels at the decoder's smallest grid.
+        reconstruction: A name from `losses.RECONSTRUCTIONS`.
+        beta: Weight of the KL in nats; the reconstruction term's default if None.
+        beta_schedule: "constant", "linear" (warm-up) or "cyclic".
+        beta_epochs: Length of the warm-up, or of a cycle.
+        free_bits: KL per latent dimension that is left unpunished, in nats.
+        epochs: Passes over the training images.
+        batch_size: Images a step and process.
+        learning_rate: Of Adam at the start; it falls to 0 along a half cosine.
+        held_out: Fraction of the images that is kept out of training, in (0, 1).
+        faces: Number of toy faces, where there is no data.
+        skip_bad: Leave unreadable files out.
+        seed: Of the split, the weights, the order and the draws.
+    """
+
+    data: str | None = None
+    backbone: str = "vgg19"
+    node: str | int | None = None
+    weights: str | None = "default"
+    latent_dim: int = 128
+    image_size: tuple[int, int] = (128, 128)
+    decoder: str = "resize"
+    width: int = 256
+    reconstruction: str = "rmse"
+    beta: float | None = None
+    beta_schedule: str = "constant"
+    beta_epochs: int = 1
+    free_bits: float = 0.0
+    epochs: int = 5
+    batch_size: int = 16
+    learning_rate: float = 1e-3
+    held_out: float = 0.1
+    faces: int = 2000
+    skip_bad: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "image_size", parse_image_size(self.image_size))
+        check_positive(
+            latent_dim=self.latent_dim,
+            width=self.width,
+            beta_epochs=self.beta_epochs,
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            faces=self.faces,
+        )
+        if self.decoder not in DECODERS:
+            raise UnknownNameError("decoder", self.decoder, DECODERS)
+        if self.beta_schedule not in SCHEDULES:
+            raise UnknownNameError("beta schedule", self.beta_schedule, SCHEDULES)
+        resolve_reconstruction(self.reconstruction)
+        if not 0 < self.held_out < 1:
+            raise InvalidOptionError(f"held_out must lie between 0 and 1, got {self.held_out}.")
+        if not self.learning_rate > 0:
+            raise InvalidOptionError(f"learning_rate must be above 0, got {self.learning_rate}.")
+        for name, value in (("beta", self.beta), ("free_bits", self.free_bits), ("seed", self.seed)):
+            if value is not None and not value >= 0:
+                raise InvalidOptionError(f"{name} must be at least 0, got {value}.")
+
+    @property
+    def target_beta(self) -> float:
+        """The weight of the KL once a warm-up is over."""
+        return resolve_reconstruction(self.reconstruction).beta if self.beta is None else self.beta
+
+    def schedule(self, steps_per_epoch: int) -> Schedule:
+        """Beta as a function of the training step."""
+        steps = self.beta_epochs * steps_per_epoch
+        if self.beta_schedule == "linear":
+            return linear_warmup(self.target_beta, steps)
+        if self.beta_schedule == "cyclic":
+            return cyclic(self.target_beta, steps)
+        return constant(self.target_beta)
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How the run is carried out; passed on to PyTorch Lightning's Trainer, whose words these are.
+
+    Attributes:
+        accelerator: "auto", "cpu", "gpu", …
+        devices: Number of devices a machine, or "auto".
+        num_nodes: Number of machines.
+        strategy: "auto", "ddp", …
+        precision: "32-true", "bf16-mixed", …
+        workers: Processes that read images; chosen by the number of cores if None.
+    """
+
+    accelerator: str = "auto"
+    devices: int | str = "auto"
+    num_nodes: int = 1
+    strategy: str = "auto"
+    precision: str = "32-true"
+    workers: int | None = None

@@ -1,0 +1,273 @@
+"""One training run from options to pictures."""
+
+import logging
+import os
+import signal
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.utilities import rank_zero_only
+from rich.console import Console
+from rich.progress import Progress
+
+from transfervae.checkpoint import write_json
+from transfervae.errors import CheckpointError, InvalidOptionError, RunFolderError
+from transfervae.evaluation import mean_image_rmse
+from transfervae.model import TransferVAE, build_vae
+from transfervae.pictures import write_architecture
+from transfervae.training.checkpoint_io import SafetensorsIO
+from transfervae.training.images import RunImages
+from transfervae.training.module import VAEModule
+from transfervae.training.options import EngineOptions, TrainOptions
+from transfervae.training.progress import ProgressDisplay
+from transfervae.training.run_folder import MONITORED, RunFolder, RunRecorder, write_reconstructions, write_samples
+
+EXAMPLES = 8
+MEAN_IMAGE_SAMPLE = 10_000
+"""At most so many training images make the mean image."""
+
+LIGHTNING_REMARKS = (
+    r".*does not have many workers.*",
+    r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
+    r".*Found \d+ module\(s\) in eval mode.*",
+    r".*exists and is not empty.*",
+    r".*number of training batches \(\d+\) is smaller than the logging interval.*",
+    r".*The dataloader, \w+, does not have many workers.*",
+    r".*`lr_scheduler.step\(\)` before `optimizer.step\(\)`.*",
+)
+"""Remarks of the engine on what is so by design; nothing a user could act on."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What came out of a run.
+
+    Attributes:
+        vae: The model of the best epoch, in evaluation mode, on the CPU; None on processes other than the first.
+        rows: One mapping of figures an epoch.
+        best: The row of the best epoch: the lowest held-out objective.
+        mean_image_rmse: Held-out RMSE of predicting the mean training image.
+    """
+
+    vae: TransferVAE | None
+    rows: list[dict[str, float]]
+    best: dict[str, float]
+    mean_image_rmse: float
+
+
+def train(
+    options: TrainOptions,
+    out: str | os.PathLike[str],
+    *,
+    engine: EngineOptions | None = None,
+    resume: bool = False,
+    console: Console | None = None,
+    vae: TransferVAE | None = None,
+) -> TrainResult:
+    """Train a model and leave everything about it in a folder.
+
+    The folder gets `config.json`, `metrics.csv`, `history.png`, `architecture.png`, `reconstructions.png`,
+    `samples.png`, `model/` (the best epoch, for `TransferVAE.from_pretrained`) and `checkpoints/`. Each file is written
+    aside and renamed, so that a run that is killed leaves whole files and can be resumed from its last full epoch; on
+    the CPU the result is then the same, bit for bit, as without the interruption.
+
+    Args:
+        options: What is learned.
+        out: The run's folder.
+        engine: Devices, precision and so on.
+        resume: Continue the run in `out`; `options` must be its own, but for more epochs.
+        console: Where to print; nothing is printed if None.
+        vae: A model to train instead of building one from `options`.
+
+    Returns:
+        The best model and the figures.
+
+    Raises:
+        RunFolderError: If `out` holds another run, or none to resume, or one with other options.
+        ImageFileError: If images cannot be read.
+        InvalidOptionError: If the engine cannot do what it is asked to.
+        DivergedError: If the objective is no longer finite.
+        OSError: If a file cannot be written, for example because the disk is full.
+    """
+    console = console or Console(quiet=True)
+    engine = engine or EngineOptions()
+    folder = RunFolder(Path(out))
+    first = rank_zero_only.rank == 0
+    if resume:
+        _check_same(options, folder)
+    elif first:
+        folder.check_free()
+    with _reading_display(console) as progress:
+        images = RunImages(options, workers=engine.workers, progress=progress)
+    if first:
+        _claim(folder, options, engine, images, resume=resume)
+        _describe_images(console, images)
+    if vae is None:
+        torch.manual_seed(options.seed)
+        vae = build(options)
+    if first:
+        _describe_model(console, vae)
+        write_architecture(folder.architecture, vae)
+    recorder = RunRecorder(folder, images.examples(EXAMPLES), epochs=options.epochs)
+    with warnings.catch_warnings():
+        for remark in LIGHTNING_REMARKS:
+            warnings.filterwarnings("ignore", message=remark)
+        trainer = _make_trainer(options, engine, folder, [recorder, ProgressDisplay(console, recorder)])
+        checkpoint = str(folder.last) if resume and folder.last.exists() else None
+        _fit(trainer, VAEModule(vae, options), images, checkpoint)
+    if not trainer.is_global_zero:
+        return TrainResult(None, recorder.rows, recorder.best, float("nan"))
+    return _conclude(vae, images, recorder, folder, options)
+
+
+def build(options: TrainOptions) -> TransferVAE:
+    """Build the model that a run's options describe.
+
+    Raises:
+        TransferVAEError: As `build_vae`.
+    """
+    return build_vae(
+        options.backbone,
+        image_size=options.image_size,
+        latent_dim=options.latent_dim,
+        node=options.node,
+        weights=options.weights,
+        decoder=options.decoder,
+        width=options.width,
+    )
+
+
+def read_options(out: str | os.PathLike[str]) -> TrainOptions:
+    """The options of the run in a folder.
+
+    Raises:
+        RunFolderError: If there is none.
+        CheckpointError: If its configuration is damaged or foreign.
+    """
+    folder = RunFolder(Path(out))
+    config = folder.read_config()
+    try:
+        values = config["options"]
+        return TrainOptions(**{**values, "image_size": tuple(values["image_size"])})
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{str(folder.config)!r} is no configuration of a run: {error}.") from error
+
+
+def _make_trainer(
+    options: TrainOptions, engine: EngineOptions, folder: RunFolder, callbacks: list[pl.Callback]
+) -> pl.Trainer:
+    checkpoint = ModelCheckpoint(
+        dirpath=folder.checkpoints,
+        filename="best",
+        monitor=MONITORED,
+        save_last=True,
+        save_on_train_epoch_end=True,
+        enable_version_counter=False,
+    )
+    checkpoint.FILE_EXTENSION = ".safetensors"
+    for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        return pl.Trainer(
+            accelerator=engine.accelerator,
+            devices=engine.devices,
+            num_nodes=engine.num_nodes,
+            strategy=engine.strategy,
+            precision=engine.precision,  # type: ignore[arg-type]
+            max_epochs=options.epochs,
+            logger=False,
+            callbacks=[*callbacks, checkpoint],
+            plugins=[SafetensorsIO()],
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            num_sanity_val_steps=0,
+        )
+    except (ValueError, RuntimeError, TypeError, pl.utilities.exceptions.MisconfigurationException) as error:
+        raise InvalidOptionError(f"The engine refuses these options: {' '.join(str(error).split())}") from error
+
+
+def _fit(trainer: pl.Trainer, module: VAEModule, images: RunImages, checkpoint: str | None) -> None:
+    """Fit, and let an interruption by the user through as what it is."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit(module, datamodule=images, ckpt_path=checkpoint)
+    except SystemExit:
+        if not trainer.interrupted:
+            raise
+        signal.signal(signal.SIGINT, handler)
+        raise KeyboardInterrupt from None
+
+
+def _claim(
+    folder: RunFolder, options: TrainOptions, engine: EngineOptions, images: RunImages, *, resume: bool
+) -> None:
+    if resume and folder.read_config().get("images") != images.identity:
+        raise RunFolderError(f"The images are not those that the run in {str(folder.root)!r} began with.")
+    if resume:
+        folder.clean()
+    else:
+        folder.check_free()
+    config = {
+        "options": asdict(options),
+        "engine": asdict(engine),
+        "images": images.identity,
+        "versions": {name: version(name) for name in ("transfervae", "torch", "timm", "pytorch-lightning")},
+    }
+    write_json(folder.config, config)
+
+
+def _check_same(options: TrainOptions, folder: RunFolder) -> None:
+    before = asdict(read_options(folder.root))
+    now = asdict(options)
+    differing = [
+        f"{name} is {now[name]!r} instead of {value!r}"
+        for name, value in before.items()
+        if now[name] != value and name != "epochs"
+    ]
+    if differing:
+        raise RunFolderError(f"The run in {str(folder.root)!r} began with other options: {', '.join(differing)}.")
+    if options.epochs < before["epochs"]:
+        raise RunFolderError(f"The run in {str(folder.root)!r} has {before['epochs']} epochs; it can only be lengthened.")
+
+
+def _conclude(
+    vae: TransferVAE, images: RunImages, recorder: RunRecorder, folder: RunFolder, options: TrainOptions
+) -> TrainResult:
+    best = TransferVAE.from_pretrained(folder.model, backbone=vae.backbone.cpu())
+    write_reconstructions(folder.reconstructions, best, images.examples(EXAMPLES))
+    write_samples(folder.samples, best, seed=options.seed)
+    batches = max(1, MEAN_IMAGE_SAMPLE // options.batch_size)
+    baseline = mean_image_rmse(islice(images.batches(images.training), batches), images.batches(images.held_out))
+    return TrainResult(best, recorder.rows, recorder.best, baseline)
+
+
+@contextmanager
+def _reading_display(console: Console) -> Iterator[Callable[[int, int], None]]:
+    with Progress(*Progress.get_default_columns(), console=console, transient=True) as progress:
+        task = progress.add_task("reading images", total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def _describe_images(console: Console, images: RunImages) -> None:
+    bad = getattr(images.dataset, "bad", {})
+    for reason in bad.values():
+        console.print(f"[yellow]skipped:[/] {reason}", soft_wrap=True, highlight=False)
+    skipped = f" ({len(bad)} unreadable files skipped)" if bad else ""
+    console.print(f"{len(images.training)} images to train on, {len(images.held_out)} held out{skipped}")
+
+
+def _describe_model(console: Console, vae: TransferVAE) -> None:
+    source = vae.backbone.source
+    if source.weights is None:
+        console.print(
+            f"[yellow]warning:[/] {source.name} is not pretrained: its weights are random (weights none)", soft_wrap=True
+        )

@@ -1,0 +1,172 @@
+"""The folder that a run leaves behind."""
+
+import csv
+import io
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from typing_extensions import override
+
+from transfervae.checkpoint import CONFIG_FILE, read_json, write_atomically
+from transfervae.errors import RunFolderError
+from transfervae.model import TransferVAE
+from transfervae.pictures import write_grid, write_history
+from transfervae.shapes import Images
+from transfervae.training.module import VAEModule
+
+MONITORED = "val/total"
+PICTURES_A_RUN = 5
+SAMPLES = 16
+
+
+class RunFolder:
+    """Names of what is in a run's folder."""
+
+    def __init__(self, root: Path) -> None:
+        """Name the files; nothing is made.
+
+        Args:
+            root: The folder.
+        """
+        self.root = root
+        self.config = root / CONFIG_FILE
+        self.model = root / "model"
+        self.checkpoints = root / "checkpoints"
+        self.last = self.checkpoints / "last.safetensors"
+        self.metrics = root / "metrics.csv"
+        self.history = root / "history.png"
+        self.reconstructions = root / "reconstructions.png"
+        self.samples = root / "samples.png"
+        self.architecture = root / "architecture.png"
+
+    def check_free(self) -> None:
+        """Make sure that the folder holds no run.
+
+        Raises:
+            RunFolderError: If it does, or is no folder.
+        """
+        if self.root.exists() and not self.root.is_dir():
+            raise RunFolderError(f"{str(self.root)!r} is a file, not a folder.")
+        if self.config.exists() or self.checkpoints.exists() or self.model.exists():
+            raise RunFolderError(
+                f"{str(self.root)!r} holds another run; continue it with --resume, or choose another folder."
+            )
+
+    def read_config(self) -> dict[str, Any]:
+        """The configuration of the run that the folder holds.
+
+        Raises:
+            RunFolderError: If it holds none.
+            CheckpointError: If its configuration is damaged.
+        """
+        if not self.config.exists():
+            raise RunFolderError(f"There is no run to resume in {str(self.root)!r}.")
+        return read_json(self.config)
+
+    def clean(self) -> None:
+        """Delete what writes that were cut off have left aside."""
+        for leftover in self.root.rglob(".*.tmp"):
+            leftover.unlink(missing_ok=True)
+
+
+class RunRecorder(pl.Callback):
+    """Writes metrics, pictures and the best model after every epoch.
+
+    Its rows are part of the checkpoint, so that a resumed run neither loses nor repeats one.
+
+    Attributes:
+        rows: One mapping an epoch.
+    """
+
+    def __init__(self, folder: RunFolder, examples: Images, *, epochs: int) -> None:
+        """Make a recorder.
+
+        Args:
+            folder: Where to write.
+            examples: Held-out images to reconstruct, `[b, 3, h, w]` in [0, 1].
+            epochs: Length of the run.
+        """
+        self.rows: list[dict[str, float]] = []
+        self._folder = folder
+        self._examples = examples
+        self._picture_every = max(1, epochs // PICTURES_A_RUN)
+        self._began = 0.0
+
+    @property
+    def best(self) -> dict[str, float]:
+        """The epoch with the lowest held-out objective: the one that `model/` holds."""
+        return min(self.rows, key=lambda row: row[MONITORED])
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rows = state_dict["rows"]
+
+    @override
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._began = time.monotonic()
+
+    @override
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._seconds = time.monotonic() - self._began
+
+    @override
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, VAEModule)
+        figures = pl_module.epoch_figures()
+        pl_module.log(MONITORED, figures[MONITORED], rank_zero_only=False, sync_dist=False)
+        images = len(trainer.train_dataloader.dataset)  # type: ignore[union-attr]
+        row: dict[str, float] = {"epoch": trainer.current_epoch + 1, "beta": pl_module.beta, **figures}
+        row["weighted_kl"] = row["beta"] * row["train/kl"]
+        row["images_per_second"] = images / max(self._seconds, 1e-9)
+        self.rows.append(row)
+        if trainer.is_global_zero:
+            self._write(pl_module.vae, int(row["epoch"]))
+
+    def _write(self, vae: TransferVAE, epoch: int) -> None:
+        write_atomically(self._folder.metrics, _as_csv(self.rows))
+        write_history(self._folder.history, self.rows)
+        if self.best is self.rows[-1]:
+            vae.save_pretrained(self._folder.model)
+        if epoch % self._picture_every == 0 or epoch == 1:
+            path = self._folder.root / "reconstructions" / f"epoch_{epoch:03d}.png"
+            write_reconstructions(path, vae, self._examples)
+
+
+def write_reconstructions(path: Path, vae: TransferVAE, images: Images) -> None:
+    """Write originals above their reconstructions as a PNG.
+
+    Args:
+        path: The file.
+        vae: The model; it is left in the mode that it was in.
+        images: `[b, 3, h, w]` in [0, 1].
+    """
+    training = vae.training
+    vae.eval()
+    device = next(vae.trainable_parameters()).device
+    with torch.no_grad():
+        write_grid(path, [images, vae.reconstruct(images.to(device)).cpu()])
+    vae.train(training)
+
+
+def write_samples(path: Path, vae: TransferVAE, *, seed: int) -> None:
+    """Write draws from the prior as a PNG, two rows of eight; the seed decides which."""
+    vae.eval()
+    generator = torch.Generator(next(vae.trainable_parameters()).device).manual_seed(seed)
+    with torch.no_grad():
+        images = vae.sample(SAMPLES, generator=generator).cpu()
+    write_grid(path, list(images.split(SAMPLES // 2)))
+
+
+def _as_csv(rows: list[dict[str, float]]) -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
