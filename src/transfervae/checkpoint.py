@@ -2,16 +2,16 @@
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import safetensors.torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from transfervae.errors import CheckpointError
+from transfervae.errors import CheckpointError, FileWriteError
 
 FORMAT_KEY = "transfervae_format"
 FORMAT = 1
@@ -27,19 +27,25 @@ def write_atomically(path: Path, content: bytes) -> None:
         content: All of it.
 
     Raises:
-        OSError: If it cannot be written; nothing is left behind.
+        FileWriteError: If it cannot be written; nothing is left behind.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
-        with os.fdopen(handle, "wb") as file:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write_aside(path, content)
+    except OSError as error:
+        raise FileWriteError(f"{str(path)!r} cannot be written: {error.strerror or error}.") from error
+
+
+def _write_aside(path: Path, content: bytes) -> None:
+    aside = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
+    try:
+        with aside.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(aside, 0o644)
-        os.replace(aside, path)
+        aside.replace(path)
     except BaseException:
-        Path(aside).unlink(missing_ok=True)
+        aside.unlink(missing_ok=True)
         raise
 
 
@@ -47,7 +53,7 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write plain values as indented JSON, atomically.
 
     Raises:
-        OSError: If it cannot be written.
+        FileWriteError: If it cannot be written.
     """
     write_atomically(path, (json.dumps(values, indent=2) + "\n").encode())
 
@@ -78,7 +84,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], *, plain: str = "")
         plain: Text to keep in the same file, for values that belong to these very tensors.
 
     Raises:
-        OSError: If it cannot be written.
+        FileWriteError: If it cannot be written.
     """
     stored = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     metadata = {FORMAT_KEY: str(FORMAT), "plain": plain}
@@ -111,7 +117,7 @@ def write_model(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, T
     """Write a model's folder: its tensors and what builds it again.
 
     Raises:
-        OSError: If it cannot be written.
+        FileWriteError: If it cannot be written.
     """
     write_tensors(folder / WEIGHTS_FILE, tensors)
     write_json(folder / CONFIG_FILE, {FORMAT_KEY: FORMAT, **config})

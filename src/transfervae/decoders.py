@@ -159,7 +159,7 @@ def transpose_decoder(latent_shape: Sequence[int], image_size: int | Sequence[in
 
 
 def pixelshuffle_decoder(latent_shape: Sequence[int], image_size: int | Sequence[int], *, width: int = 256) -> Decoder:
-    """Build a decoder of sub-pixel convolutions (Shi et al. 2016), initialised without checkerboard (Aitken et al. 2017).
+    """Build a decoder of sub-pixel convolutions (Shi et al. 2016), started without checkerboard (Aitken et al. 2017).
 
     Args:
         latent_shape: (d,) for vectors, (c, h, w) for maps.

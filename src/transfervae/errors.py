@@ -68,6 +68,10 @@ class ImageFileError(TransferVAEError, OSError):
     """An image file cannot be read, or a folder holds none."""
 
 
+class FileWriteError(TransferVAEError, OSError):
+    """A file cannot be written, for example because the disk is full; what was there before is still there."""
+
+
 class RunFolderError(TransferVAEError, OSError):
     """A run's output folder cannot be used as asked."""
 

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from transfervae.gaussian import DiagonalGaussian
 from transfervae.losses import rmse
 from transfervae.model import VAEOutput
 from transfervae.shapes import Images
@@ -58,12 +57,6 @@ class HeldOutMetrics(Metric):
             "kl": self.kl_sum / self.count,
             "active_units": (variance > ACTIVE_VARIANCE).sum(),
         }
-
-
-def active_units(posterior: DiagonalGaussian) -> int:
-    """Number of latent dimensions whose mean varies over the items by more than 0.01 (Burda et al. 2016)."""
-    means = posterior.mean.flatten(1).double()
-    return int((means.var(dim=0, correction=0) > ACTIVE_VARIANCE).sum())
 
 
 def mean_image_rmse(training: Iterable[Images], held_out: Iterable[Images]) -> float:

@@ -95,6 +95,11 @@ class TransferVAE(nn.Module):
         self.latent_shape = cast(Head, head).latent_shape
         self._check_fit()
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.backbone.mean.device
+
     def forward(self, images: Tensor, *, generator: torch.Generator | None = None) -> VAEOutput:
         """Encode and decode: with a draw from the posterior in training, with its mode in evaluation.
 
@@ -165,11 +170,7 @@ class TransferVAE(nn.Module):
             InvalidOptionError: If `count` is below 1.
         """
         check_positive(count=count)
-        parameter = next(self.trainable_parameters())
-        latent = torch.randn(
-            count, *self.latent_shape, generator=generator, device=parameter.device, dtype=parameter.dtype
-        )
-        return self.decode(latent)
+        return self.decode(torch.randn(count, *self.latent_shape, generator=generator, device=self.device))
 
     def interpolate(
         self, start: Tensor, end: Tensor, *, steps: int = 8, method: str = "spherical"
@@ -199,7 +200,7 @@ class TransferVAE(nn.Module):
             raise ShapeError(f"start and end must hold as many images, got {len(start)} and {len(end)}.")
         first, last = self.encode(start).mode(), self.encode(end).mode()
         path = INTERPOLATIONS[method](first, last, torch.linspace(0, 1, steps, device=first.device, dtype=first.dtype))
-        return self.decode(path.flatten(0, 1)).unflatten(0, (len(start), steps))
+        return self.decode(path.flatten(0, 1)).view(len(start), steps, 3, *self.image_size)
 
     def trainable_parameters(self) -> Iterator[nn.Parameter]:
         """Parameters of head and decoder: what an optimiser should get."""
@@ -239,14 +240,11 @@ class TransferVAE(nn.Module):
             CheckpointError: If a part of one's own has no `config` and so cannot be built again.
             OSError: If the files cannot be written.
         """
-        config = {"image_size": list(self.image_size), "backbone": self.backbone.config}
-        for name, part in (("head", self.head), ("decoder", self.decoder)):
-            if not hasattr(part, "config"):
-                raise CheckpointError(
-                    f"{type(part).__name__} has no config to build it again from; save the tensors of"
-                    " vae.trainable_state() yourself."
-                )
-            config[name] = part.config
+        config = {
+            "backbone": self.backbone.config,
+            "head": _config_of(self.head),
+            "decoder": _config_of(self.decoder),
+        }
         write_model(Path(folder), config, self.trainable_state())
 
     @staticmethod
@@ -351,6 +349,15 @@ def _build(builders: Mapping[str, Any], config: Mapping[str, Any]) -> nn.Module:
         raise UnknownNameError("part", kind, builders)
     part: nn.Module = builders[kind](**options)
     return part
+
+
+def _config_of(part: nn.Module) -> object:
+    if not hasattr(part, "config"):
+        raise CheckpointError(
+            f"{type(part).__name__} has no config to build it again from; save the tensors of"
+            " vae.trainable_state() yourself."
+        )
+    return part.config
 
 
 def _mismatch_message(path: Path, recipe: Mapping[str, Any], frozen: FrozenBackbone) -> str:

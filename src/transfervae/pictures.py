@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 GAP = 2
+ROW = 8
 SMALLEST_TILE = 64
 
 FROZEN_COLOR = "#9db8d6"
@@ -37,7 +39,7 @@ def write_grid(path: Path, rows: Sequence[Images]) -> None:
         rows: Batches `[b, 3, h, w]` in [0, 1] of one image size.
 
     Raises:
-        OSError: If the file cannot be written.
+        FileWriteError: If the file cannot be written.
     """
     height, width = rows[0].shape[-2:]
     columns = max(len(row) for row in rows)
@@ -55,6 +57,55 @@ def write_grid(path: Path, rows: Sequence[Images]) -> None:
     write_atomically(path, buffer.getvalue())
 
 
+def write_pairs(path: Path, originals: Images, reconstructions: Images) -> None:
+    """Write originals above their reconstructions as a PNG, in rows of eight.
+
+    Args:
+        path: The file.
+        originals: `[b, 3, h, w]` in [0, 1].
+        reconstructions: As many, in [0, 1].
+
+    Raises:
+        FileWriteError: If the file cannot be written.
+    """
+    pairs = zip(originals.split(ROW), reconstructions.split(ROW), strict=True)
+    write_grid(path, [row for pair in pairs for row in pair])
+
+
+def write_reconstructions(path: Path, vae: TransferVAE, images: Images) -> None:
+    """Write images above what a model makes of them as a PNG.
+
+    Args:
+        path: The file.
+        vae: The model; it is left in the mode that it was in.
+        images: `[b, 3, h, w]` in [0, 1].
+
+    Raises:
+        FileWriteError: If the file cannot be written.
+    """
+    with torch.no_grad():
+        write_pairs(path, images, vae.reconstruct(images.to(vae.device)).cpu())
+
+
+def write_samples(path: Path, vae: TransferVAE, *, count: int = 2 * ROW, seed: int = 0) -> None:
+    """Write draws from a model's prior as a PNG, in rows of eight.
+
+    Args:
+        path: The file.
+        vae: The model.
+        count: Number of draws, at least 1.
+        seed: Which draws.
+
+    Raises:
+        InvalidOptionError: If `count` is below 1.
+        FileWriteError: If the file cannot be written.
+    """
+    generator = torch.Generator(vae.device).manual_seed(seed)
+    with torch.no_grad():
+        images = vae.sample(count, generator=generator).cpu()
+    write_grid(path, images.split(ROW))
+
+
 def write_history(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
     """Write loss terms over epochs as a PNG.
 
@@ -64,7 +115,7 @@ def write_history(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
 
     Raises:
         MissingExtraError: If matplotlib is not installed.
-        OSError: If the file cannot be written.
+        FileWriteError: If the file cannot be written.
     """
     terms = {"total": "objective", "reconstruction": "reconstruction term", "kl": "KL (nats)"}
     figure = _figure(12, 3.4)
@@ -89,7 +140,7 @@ def write_architecture(path: Path, vae: TransferVAE) -> None:
 
     Raises:
         MissingExtraError: If matplotlib is not installed.
-        OSError: If the file cannot be written.
+        FileWriteError: If the file cannot be written.
     """
     boxes = _boxes(vae)
     figure = _figure(1.75 * len(boxes), 4.4)

@@ -11,7 +11,7 @@ Schedule: TypeAlias = Callable[[int], float]
 
 def constant(beta: float) -> Schedule:
     """The same beta at every step (Higgins et al. 2017 for beta other than 1)."""
-    return lambda step: beta
+    return lambda _: beta
 
 
 def linear_warmup(beta: float, steps: int) -> Schedule:

@@ -37,7 +37,8 @@ def check_image_tensor(images: Tensor) -> Images:
     """
     if not images.is_floating_point():
         raise InvalidImageError(
-            f"Images must be floating point RGB in [0, 1], got {images.dtype}; use images.float() / 255 for 8-bit images."
+            f"Images must be floating point RGB in [0, 1], got {images.dtype};"
+            " use images.float() / 255 for 8-bit images."
         )
     if images.ndim != 4:
         raise InvalidImageError(

@@ -43,7 +43,7 @@ def summarise(vae: TransferVAE) -> list[PartSummary]:
     parts = _parts(vae)
     shapes: dict[str, tuple[int, ...]] = {}
     flops: dict[str, int] = {}
-    image = torch.full((1, 3, *vae.image_size), 0.5, device=next(vae.trainable_parameters()).device)
+    image = torch.full((1, 3, *vae.image_size), 0.5, device=vae.device)
     counter = FlopCounterMode(display=False)
     with _recording(parts, counter, shapes, flops), counter, torch.no_grad():
         vae.decode(vae.encode(image).mode())
@@ -74,8 +74,8 @@ def _recording(
 
     handles = []
     for name, part in parts.items():
-        handles.append(part.register_forward_pre_hook(lambda module, inputs, name=name: before(name)))
-        handles.append(part.register_forward_hook(lambda module, inputs, output, name=name: after(name, output)))
+        handles.append(part.register_forward_pre_hook(lambda *_, name=name: before(name)))
+        handles.append(part.register_forward_hook(lambda *call, name=name: after(name, call[-1])))
     try:
         yield
     finally:

@@ -26,9 +26,7 @@ TIMM_PREFIX = "timm:"
 RANDOM_WEIGHTS_SEED = 0
 
 
-def create_backbone(
-    name: str = "vgg19", *, node: Node | None = None, weights: Weights = "default"
-) -> FrozenBackbone:
+def create_backbone(name: str = "vgg19", *, node: Node | None = None, weights: Weights = "default") -> FrozenBackbone:
     """Create a frozen backbone.
 
     Args:

@@ -16,9 +16,7 @@ ARCHITECTURE = "tf_efficientnet_lite0"
 def create_packaged(node: str | int | None, weights: str | PathLike[str] | None) -> FrozenBackbone:
     """Create EfficientNet-Lite0 (Tan & Le 2019) with packaged ImageNet weights; options as in `create_backbone`."""
     if weights == "default":
-        return create_timm(
-            ARCHITECTURE, node, packaged_weights(), convert=rename_in_order, source_name="packaged"
-        )
+        return create_timm(ARCHITECTURE, node, packaged_weights(), convert=rename_in_order, source_name="packaged")
     return create_timm(ARCHITECTURE, node, weights, source_name="packaged")
 
 

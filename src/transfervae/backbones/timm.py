@@ -147,7 +147,7 @@ def _check_fit(name: str, state: dict[str, Tensor], config: Any) -> None:
 
 
 def _split_names(misfits: list[str]) -> list[str]:
-    """torch's "Missing key(s) in state_dict: "a", "b"" as one entry a name."""
+    """Turn torch's "Missing key(s) in state_dict: "a", "b"" into one entry a name."""
     entries = []
     for line in misfits:
         kind, separator, names = line.partition(" key(s) in state_dict: ")

@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from os import PathLike
 
-from torch import nn
+from torch import Tensor, nn
 
 from transfervae.backbones.frozen import FrozenBackbone, Source
 from transfervae.backbones.weights import fetch_weights, load_strictly, read_weights
@@ -46,6 +46,17 @@ def create_vgg19(node: str | int | None, weights: str | PathLike[str] | None) ->
     )
 
 
+def fetch_vgg19_weights() -> dict[str, Tensor]:
+    """Give torchvision's ImageNet weights of the whole VGG19, from the cache or the network.
+
+    Raises:
+        WeightsUnavailableError: If they are in neither.
+    """
+    from torchvision.models import VGG19_Weights
+
+    return fetch_weights(VGG19_Weights.IMAGENET1K_V1.url, owner="VGG19")
+
+
 def _build(nodes: int) -> nn.Sequential:
     """The first so many nodes, their layers named by torchvision's indices."""
     layers: OrderedDict[str, nn.Module] = OrderedDict()
@@ -65,12 +76,7 @@ def _build(nodes: int) -> nn.Sequential:
 
 
 def _load(network: nn.Sequential, weights: str | PathLike[str]) -> None:
-    if weights == "default":
-        from torchvision.models import VGG19_Weights
-
-        state = fetch_weights(VGG19_Weights.IMAGENET1K_V1.url, owner="VGG19")
-    else:
-        state = read_weights(weights)
+    state = fetch_vgg19_weights() if weights == "default" else read_weights(weights)
     kept = {name.removeprefix("features."): tensor for name, tensor in state.items() if not _is_past(network, name)}
     load_strictly(network, kept, owner="VGG19")
 

@@ -25,7 +25,6 @@ class ImageFolder(Dataset[Tensor]):
     Items are float32 RGB `[3, h, w]` in [0, 1]; `read_image` says how files are read, scaled and cut.
 
     Attributes:
-        root: The folder.
         paths: The files.
         image_size: (height, width) of the items.
         bad: Files that cannot be read and were skipped, with the reason.
@@ -33,7 +32,7 @@ class ImageFolder(Dataset[Tensor]):
 
     def __init__(
         self,
-        root: str | os.PathLike[str],
+        root: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
         image_size: int | Sequence[int],
         *,
         verify: bool = True,
@@ -43,7 +42,7 @@ class ImageFolder(Dataset[Tensor]):
         """List the images and read each once, so that a bad file shows now and not in the middle of the training.
 
         Args:
-            root: The folder; hidden files and folders are passed over.
+            root: The folder, hidden files and folders in it passed over; or several of them, and single files.
             image_size: Height and width of the items, or one number.
             verify: Whether to read every file now.
             skip_bad: Leave unreadable files out instead of failing; they are listed in `bad`.
@@ -54,8 +53,7 @@ class ImageFolder(Dataset[Tensor]):
             ImageSizeError: If `image_size` is not one or two positive numbers.
         """
         self.image_size = parse_image_size(image_size)
-        self.root = Path(root)
-        self.paths = find_images(self.root)
+        self.paths = find_images(Path(root)) if isinstance(root, str | os.PathLike) else _find_all(root)
         self.bad: dict[Path, str] = {}
         if verify:
             self.bad = _find_bad(self.paths, self.image_size, progress)
@@ -63,7 +61,7 @@ class ImageFolder(Dataset[Tensor]):
                 raise ImageFileError(_bad_message(self.bad))
             self.paths = [path for path in self.paths if path not in self.bad]
             if not self.paths:
-                raise ImageFileError(f"None of the {len(self.bad)} images in {str(root)!r} can be read.")
+                raise ImageFileError(f"None of the {len(self.bad)} images can be read: {_bad_message(self.bad)}")
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -92,6 +90,11 @@ def find_images(root: Path) -> list[Path]:
     return sorted(paths)
 
 
+def _find_all(roots: Sequence[str | os.PathLike[str]]) -> list[Path]:
+    paths = [Path(root) for root in roots]
+    return [file for path in paths for file in (find_images(path) if path.is_dir() else [path])]
+
+
 def _is_hidden(path: Path, root: Path) -> bool:
     return any(part.startswith(".") for part in path.relative_to(root).parts)
 
@@ -100,9 +103,7 @@ def _refuse(error: OSError) -> None:
     raise ImageFileError(f"The folder {error.filename!r} cannot be read: {error.strerror}.") from error
 
 
-def _find_bad(
-    paths: list[Path], size: tuple[int, int], progress: Callable[[int, int], None] | None
-) -> dict[Path, str]:
+def _find_bad(paths: list[Path], size: tuple[int, int], progress: Callable[[int, int], None] | None) -> dict[Path, str]:
     def problem(path: Path) -> str:
         try:
             read_image(path, size)

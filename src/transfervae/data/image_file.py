@@ -17,9 +17,7 @@ UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBom
 """What Pillow raises for files that are damaged or no images."""
 
 
-def read_image(
-    path: str | os.PathLike[str], image_size: int | Sequence[int] | None = None
-) -> Float[Tensor, "3 h w"]:
+def read_image(path: str | os.PathLike[str], image_size: int | Sequence[int] | None = None) -> Float[Tensor, "3 h w"]:
     """Read an image as RGB in [0, 1].
 
     EXIF orientation is applied, 16-bit values are rescaled, palettes, grayscale and CMYK are converted, and
@@ -50,9 +48,9 @@ def to_tensor(image: Image.Image) -> Float[Tensor, "3 h w"]:
 
 
 def _open(path: Path) -> Image.Image:
+    if path.is_file() and path.stat().st_size == 0:
+        raise ImageFileError(f"{str(path)!r} is empty (0 bytes).")
     try:
-        if path.stat().st_size == 0:
-            raise ImageFileError(f"{str(path)!r} is empty (0 bytes).")
         with Image.open(path) as file:
             return _to_rgb(ImageOps.exif_transpose(file))
     except ImageFileError:

@@ -378,9 +378,7 @@ def _blend(tones: Sequence[Color], position: float) -> Color:
     place = min(max(position, 0.0), 1.0) * (len(tones) - 1)
     lower = min(int(place), len(tones) - 2)
     weight = place - lower
-    red, green, blue = (
-        round(a + (b - a) * weight) for a, b in zip(tones[lower], tones[lower + 1], strict=True)
-    )
+    red, green, blue = (round(a + (b - a) * weight) for a, b in zip(tones[lower], tones[lower + 1], strict=True))
     return red, green, blue
 
 

@@ -7,8 +7,17 @@ from transfervae.errors import MissingExtraError
 if find_spec("pytorch_lightning") is None:
     raise MissingExtraError("Training", "train")
 
-from transfervae.training.module import VAEModule  # noqa: E402 - after the check
-from transfervae.training.options import EngineOptions, TrainOptions  # noqa: E402
-from transfervae.training.run import TrainResult, train  # noqa: E402
+from transfervae.training.module import VAEModule
+from transfervae.training.options import EngineOptions, TrainOptions
+from transfervae.training.run import TrainResult, is_first_process, read_options, resumed_options, train
 
-__all__ = ["EngineOptions", "TrainOptions", "TrainResult", "VAEModule", "train"]
+__all__ = [
+    "EngineOptions",
+    "TrainOptions",
+    "TrainResult",
+    "VAEModule",
+    "is_first_process",
+    "read_options",
+    "resumed_options",
+    "train",
+]

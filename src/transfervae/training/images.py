@@ -65,12 +65,12 @@ class RunImages(pl.LightningDataModule):
         digest = hashlib.sha256()
         if isinstance(self.dataset, ImageFolder):
             for path in self.dataset.paths:
-                digest.update(f"{path.relative_to(self.dataset.root).as_posix()}\n".encode())
+                digest.update(f"{path.relative_to(self._options.data or '').as_posix()}\n".encode())
         return {"images": len(self.dataset), "names": digest.hexdigest()}
 
     @override
     def train_dataloader(self) -> DataLoader[Tensor]:
-        sampler = DistributedSampler(
+        sampler: DistributedSampler[Tensor] = DistributedSampler(
             self.training, num_replicas=self._world()[1], rank=self._world()[0], seed=self._options.seed
         )
         return self._loader(self.training, sampler=sampler, drop_last=len(sampler) >= self._options.batch_size)
@@ -106,9 +106,7 @@ class RunImages(pl.LightningDataModule):
         )
 
 
-def open_images(
-    options: TrainOptions, progress: Callable[[int, int], None] | None = None
-) -> ImageFolder | ToyFaces:
+def open_images(options: TrainOptions, progress: Callable[[int, int], None] | None = None) -> ImageFolder | ToyFaces:
     """The images of a run: its folder, or the embedded faces.
 
     Raises:
@@ -117,4 +115,3 @@ def open_images(
     if options.data is None:
         return ToyFaces(options.faces, options.image_size, seed=options.seed)
     return ImageFolder(options.data, options.image_size, skip_bad=options.skip_bad, progress=progress)
-

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
@@ -72,7 +73,7 @@ class VAEModule(pl.LightningModule):
         self.held_out.update(output, images)
 
     @override
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Adam (Kingma & Ba 2015) on head and decoder, its rate falling to 0 along a half cosine over all steps."""
         optimizer = torch.optim.Adam(self.vae.trainable_parameters(), lr=self.options.learning_rate)
         steps = max(1, int(self.trainer.estimated_stepping_batches))
@@ -115,7 +116,7 @@ class VAEModule(pl.LightningModule):
         return figures
 
     @override
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *_: Any, **__: Any) -> dict[str, Any]:  # type: ignore[override]
         """Head and decoder only."""
         return dict(self.vae.trainable_state())
 

@@ -17,7 +17,7 @@ class TrainOptions:
 
     Attributes:
         data: Folder of images, or None for the embedded `ToyFaces`.
-        backbone: A name for `create_backbone`.
+        backbone: A name for `create_backbone`; "auto" is vgg19, or packaged where vgg19's weights cannot be fetched.
         node: Where the backbone is read; its default if None.
         weights: "default", a path, or None for random ones.
         latent_dim: Length of the latent vector.
@@ -39,7 +39,7 @@ class TrainOptions:
     """
 
     data: str | None = None
-    backbone: str = "vgg19"
+    backbone: str = "auto"
     node: str | int | None = None
     weights: str | None = "default"
     latent_dim: int = 128

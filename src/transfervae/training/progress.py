@@ -1,7 +1,7 @@
 """What a person sees while a run goes on."""
 
 import time
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
@@ -35,6 +35,7 @@ class ProgressDisplay(pl.Callback):
             TextColumn("{task.fields[figures]}"),
             console=console,
             transient=True,
+            disable=not console.is_terminal,
         )
         self._task = self._progress.add_task("", figures="", visible=False)
 
@@ -56,16 +57,17 @@ class ProgressDisplay(pl.Callback):
         step = batch_idx + 1
         if step % REFRESH_STEPS and step != trainer.num_training_batches:
             return
-        assert isinstance(pl_module, VAEModule)
         speed = step * len(batch) * trainer.world_size / (time.monotonic() - self._began)
-        terms = "  ".join(f"{name} {value:.4g}" for name, value in pl_module.running_terms().items())
+        terms = "  ".join(f"{name} {value:.4g}" for name, value in cast(VAEModule, pl_module).running_terms().items())
         self._progress.update(self._task, completed=step, figures=f"{speed:.0f} images/s  {terms}")
 
     @override
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero:
             self._progress.stop()
-            self._progress.console.print(describe_epoch(self._recorder.rows[-1], trainer.max_epochs or 0), soft_wrap=True)
+            self._progress.console.print(
+                describe_epoch(self._recorder.rows[-1], trainer.max_epochs or 0), soft_wrap=True
+            )
 
     @override
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:

@@ -4,31 +4,35 @@ import logging
 import os
 import signal
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 
+from transfervae.backbones.vgg import fetch_vgg19_weights
 from transfervae.checkpoint import write_json
-from transfervae.errors import CheckpointError, InvalidOptionError, RunFolderError
+from transfervae.errors import CheckpointError, InvalidOptionError, RunFolderError, WeightsUnavailableError
 from transfervae.evaluation import mean_image_rmse
 from transfervae.model import TransferVAE, build_vae
-from transfervae.pictures import write_architecture
+from transfervae.pictures import write_architecture, write_reconstructions, write_samples
 from transfervae.training.checkpoint_io import SafetensorsIO
 from transfervae.training.images import RunImages
 from transfervae.training.module import VAEModule
 from transfervae.training.options import EngineOptions, TrainOptions
 from transfervae.training.progress import ProgressDisplay
-from transfervae.training.run_folder import MONITORED, RunFolder, RunRecorder, write_reconstructions, write_samples
+from transfervae.training.run_folder import MONITORED, RunFolder, RunRecorder
 
 EXAMPLES = 8
 MEAN_IMAGE_SAMPLE = 10_000
@@ -51,13 +55,14 @@ class TrainResult:
     """What came out of a run.
 
     Attributes:
-        vae: The model of the best epoch, in evaluation mode, on the CPU; None on processes other than the first.
+        vae: The model of the best epoch, in evaluation mode, on the CPU (on other processes than the first: of the
+            last epoch).
         rows: One mapping of figures an epoch.
         best: The row of the best epoch: the lowest held-out objective.
-        mean_image_rmse: Held-out RMSE of predicting the mean training image.
+        mean_image_rmse: Held-out RMSE of predicting the mean training image; NaN on processes other than the first.
     """
 
-    vae: TransferVAE | None
+    vae: TransferVAE
     rows: list[dict[str, float]]
     best: dict[str, float]
     mean_image_rmse: float
@@ -100,11 +105,12 @@ def train(
     console = console or Console(quiet=True)
     engine = engine or EngineOptions()
     folder = RunFolder(Path(out))
-    first = rank_zero_only.rank == 0
+    first = is_first_process()
     if resume:
         _check_same(options, folder)
     elif first:
         folder.check_free()
+    options = _settle_backbone(options, console)
     with _reading_display(console) as progress:
         images = RunImages(options, workers=engine.workers, progress=progress)
     if first:
@@ -124,7 +130,7 @@ def train(
         checkpoint = str(folder.last) if resume and folder.last.exists() else None
         _fit(trainer, VAEModule(vae, options), images, checkpoint)
     if not trainer.is_global_zero:
-        return TrainResult(None, recorder.rows, recorder.best, float("nan"))
+        return TrainResult(vae, recorder.rows, recorder.best, float("nan"))
     return _conclude(vae, images, recorder, folder, options)
 
 
@@ -161,6 +167,24 @@ def read_options(out: str | os.PathLike[str]) -> TrainOptions:
         raise CheckpointError(f"{str(folder.config)!r} is no configuration of a run: {error}.") from error
 
 
+def resumed_options(out: str | os.PathLike[str], changes: Mapping[str, Any]) -> TrainOptions:
+    """The options of the run in a folder, with some of them given anew; `train` says which may differ.
+
+    Raises:
+        RunFolderError: If there is no run.
+        CheckpointError: If its configuration is damaged or foreign.
+        InvalidOptionError: If a new value cannot work.
+    """
+    before = read_options(out)
+    changes = {name: value for name, value in changes.items() if (name, value) != ("backbone", "auto")}
+    return replace(before, **changes)
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one that prints and writes, of those that train together."""
+    return int(getattr(rank_zero_only, "rank", 0)) == 0
+
+
 def _make_trainer(
     options: TrainOptions, engine: EngineOptions, folder: RunFolder, callbacks: list[pl.Callback]
 ) -> pl.Trainer:
@@ -191,7 +215,7 @@ def _make_trainer(
             use_distributed_sampler=False,
             num_sanity_val_steps=0,
         )
-    except (ValueError, RuntimeError, TypeError, pl.utilities.exceptions.MisconfigurationException) as error:
+    except (ValueError, RuntimeError, TypeError, MisconfigurationException) as error:
         raise InvalidOptionError(f"The engine refuses these options: {' '.join(str(error).split())}") from error
 
 
@@ -207,15 +231,11 @@ def _fit(trainer: pl.Trainer, module: VAEModule, images: RunImages, checkpoint: 
         raise KeyboardInterrupt from None
 
 
-def _claim(
-    folder: RunFolder, options: TrainOptions, engine: EngineOptions, images: RunImages, *, resume: bool
-) -> None:
+def _claim(folder: RunFolder, options: TrainOptions, engine: EngineOptions, images: RunImages, *, resume: bool) -> None:
     if resume and folder.read_config().get("images") != images.identity:
         raise RunFolderError(f"The images are not those that the run in {str(folder.root)!r} began with.")
     if resume:
         folder.clean()
-    else:
-        folder.check_free()
     config = {
         "options": asdict(options),
         "engine": asdict(engine),
@@ -236,7 +256,9 @@ def _check_same(options: TrainOptions, folder: RunFolder) -> None:
     if differing:
         raise RunFolderError(f"The run in {str(folder.root)!r} began with other options: {', '.join(differing)}.")
     if options.epochs < before["epochs"]:
-        raise RunFolderError(f"The run in {str(folder.root)!r} has {before['epochs']} epochs; it can only be lengthened.")
+        raise RunFolderError(
+            f"The run in {str(folder.root)!r} has {before['epochs']} epochs; it can only be lengthened."
+        )
 
 
 def _conclude(
@@ -250,9 +272,23 @@ def _conclude(
     return TrainResult(best, recorder.rows, recorder.best, baseline)
 
 
+def _settle_backbone(options: TrainOptions, console: Console) -> TrainOptions:
+    """Replace auto by vgg19, or by packaged where vgg19's weights cannot be fetched."""
+    if options.backbone != "auto":
+        return options
+    if options.weights == "default":
+        try:
+            fetch_vgg19_weights()
+        except WeightsUnavailableError as error:
+            console.print(f"[yellow]{escape(str(error))}[/]", soft_wrap=True, highlight=False)
+            console.print("[yellow]This run uses the backbone 'packaged' (EfficientNet-Lite0, ImageNet) instead.[/]")
+            return replace(options, backbone="packaged")
+    return replace(options, backbone="vgg19")
+
+
 @contextmanager
 def _reading_display(console: Console) -> Iterator[Callable[[int, int], None]]:
-    with Progress(*Progress.get_default_columns(), console=console, transient=True) as progress:
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("reading images", total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
@@ -269,5 +305,6 @@ def _describe_model(console: Console, vae: TransferVAE) -> None:
     source = vae.backbone.source
     if source.weights is None:
         console.print(
-            f"[yellow]warning:[/] {source.name} is not pretrained: its weights are random (weights none)", soft_wrap=True
+            f"[yellow]warning:[/] {source.name} is not pretrained: its weights are random (weights none)",
+            soft_wrap=True,
         )

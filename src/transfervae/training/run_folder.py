@@ -4,22 +4,20 @@ import csv
 import io
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
-import torch
 from typing_extensions import override
 
 from transfervae.checkpoint import CONFIG_FILE, read_json, write_atomically
 from transfervae.errors import RunFolderError
 from transfervae.model import TransferVAE
-from transfervae.pictures import write_grid, write_history
+from transfervae.pictures import write_history, write_reconstructions
 from transfervae.shapes import Images
 from transfervae.training.module import VAEModule
 
 MONITORED = "val/total"
 PICTURES_A_RUN = 5
-SAMPLES = 16
 
 
 class RunFolder:
@@ -118,16 +116,16 @@ class RunRecorder(pl.Callback):
 
     @override
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, VAEModule)
-        figures = pl_module.epoch_figures()
-        pl_module.log(MONITORED, figures[MONITORED], rank_zero_only=False, sync_dist=False)
+        module = cast(VAEModule, pl_module)
+        figures = module.epoch_figures()
+        module.log(MONITORED, figures[MONITORED], rank_zero_only=False, sync_dist=False)
         images = len(trainer.train_dataloader.dataset)  # type: ignore[union-attr]
-        row: dict[str, float] = {"epoch": trainer.current_epoch + 1, "beta": pl_module.beta, **figures}
+        row: dict[str, float] = {"epoch": trainer.current_epoch + 1, "beta": module.beta, **figures}
         row["weighted_kl"] = row["beta"] * row["train/kl"]
         row["images_per_second"] = images / max(self._seconds, 1e-9)
         self.rows.append(row)
         if trainer.is_global_zero:
-            self._write(pl_module.vae, int(row["epoch"]))
+            self._write(module.vae, int(row["epoch"]))
 
     def _write(self, vae: TransferVAE, epoch: int) -> None:
         write_atomically(self._folder.metrics, _as_csv(self.rows))
@@ -137,31 +135,6 @@ class RunRecorder(pl.Callback):
         if epoch % self._picture_every == 0 or epoch == 1:
             path = self._folder.root / "reconstructions" / f"epoch_{epoch:03d}.png"
             write_reconstructions(path, vae, self._examples)
-
-
-def write_reconstructions(path: Path, vae: TransferVAE, images: Images) -> None:
-    """Write originals above their reconstructions as a PNG.
-
-    Args:
-        path: The file.
-        vae: The model; it is left in the mode that it was in.
-        images: `[b, 3, h, w]` in [0, 1].
-    """
-    training = vae.training
-    vae.eval()
-    device = next(vae.trainable_parameters()).device
-    with torch.no_grad():
-        write_grid(path, [images, vae.reconstruct(images.to(device)).cpu()])
-    vae.train(training)
-
-
-def write_samples(path: Path, vae: TransferVAE, *, seed: int) -> None:
-    """Write draws from the prior as a PNG, two rows of eight; the seed decides which."""
-    vae.eval()
-    generator = torch.Generator(next(vae.trainable_parameters()).device).manual_seed(seed)
-    with torch.no_grad():
-        images = vae.sample(SAMPLES, generator=generator).cpu()
-    write_grid(path, list(images.split(SAMPLES // 2)))
 
 
 def _as_csv(rows: list[dict[str, float]]) -> bytes:
