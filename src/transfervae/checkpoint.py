@@ -87,7 +87,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], *, plain: str = "")
         FileWriteError: If it cannot be written.
     """
     stored = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    metadata = {FORMAT_KEY: str(FORMAT), "plain": plain}
+    # One entry only: safetensors writes several in random order, and the same tensors should give the same bytes.
+    metadata = {FORMAT_KEY: f"{FORMAT} {plain}"}
     write_atomically(path, safetensors.torch.save(stored, metadata))
 
 
@@ -108,9 +109,10 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], str]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{str(path)!r} is damaged or no safetensors file: {error}") from error
-    if metadata.get(FORMAT_KEY) != str(FORMAT):
+    version, _, plain = metadata.get(FORMAT_KEY, "").partition(" ")
+    if version != str(FORMAT):
         raise CheckpointError(f"{str(path)!r} was not written by this version of transfervae.")
-    return tensors, metadata.get("plain", "")
+    return tensors, plain
 
 
 def write_model(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:

@@ -188,9 +188,8 @@ def train(
     try:
         result = training.train(options, out, engine=engine, resume=resume, console=console)
     except KeyboardInterrupt:
-        console.print(
-            f"Stopped. To go on from the last full epoch: transfervae train --resume --out {out}", soft_wrap=True
-        )
+        if (out / "config.json").exists():
+            console.print(f"To go on from the last full epoch: transfervae train --resume --out {out}", soft_wrap=True)
         raise typer.Exit(INTERRUPTED) from None
     if training.is_first_process():
         _print_result(result, out)

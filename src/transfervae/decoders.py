@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 from einops.layers.torch import Rearrange
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ Size: TypeAlias = tuple[int, int]
 MakeUpsample: TypeAlias = Callable[[int, int, Size], nn.Module]
 
 
+@runtime_checkable
 class DecoderBuilder(Protocol):
     """How decoders are made: `resize_decoder` and its siblings."""
 

@@ -60,6 +60,10 @@ class FingerprintMismatchError(TransferVAEError, ValueError):
     """The backbone at hand is not the one that a saved model was trained on."""
 
 
+class DivergedError(TransferVAEError, ArithmeticError):
+    """The objective of a training run is no longer finite."""
+
+
 class CheckpointError(TransferVAEError, OSError):
     """A saved model or checkpoint is missing, damaged or foreign."""
 

@@ -4,7 +4,6 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from transfervae.errors import ShapeError
@@ -26,8 +25,8 @@ class DiagonalGaussian:
         ShapeError: If the two shapes differ.
     """
 
-    mean: Float[Tensor, "b *latent"]
-    logvar: Float[Tensor, "b *latent"]
+    mean: Latents
+    logvar: Latents
 
     def __post_init__(self) -> None:
         if self.mean.shape != self.logvar.shape:

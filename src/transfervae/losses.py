@@ -7,7 +7,7 @@ summed over latents silently multiplies beta by the number of pixel values.
 import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -23,6 +23,7 @@ RMSE_EPSILON = 1e-8
 ReconstructionLoss = Callable[[Tensor, Tensor], PerItem]
 
 
+@runtime_checkable
 class Reconstructed(Protocol):
     """What `elbo` needs of a model's output: `VAEOutput` has it."""
 

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar, cast
+from typing import Any, NamedTuple, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -20,6 +20,7 @@ from transfervae.errors import (
     ShapeError,
     TransferVAEError,
     UnknownNameError,
+    WeightsUnavailableError,
 )
 from transfervae.gaussian import DiagonalGaussian
 from transfervae.heads import HEADS, GaussianHead
@@ -31,6 +32,7 @@ FROZEN_PREFIX = "backbone."
 Part = TypeVar("Part")
 
 
+@runtime_checkable
 class Head(Protocol):
     """What `TransferVAE` needs of a head, beside being a module."""
 
@@ -40,6 +42,7 @@ class Head(Protocol):
         """Map features to a posterior."""
 
 
+@runtime_checkable
 class ImageDecoder(Protocol):
     """What `TransferVAE` needs of a decoder, beside being a module."""
 
@@ -191,6 +194,7 @@ class TransferVAE(nn.Module):
             InvalidOptionError: If `steps` is below 2.
             ShapeError: If the two batches differ in number.
             InvalidImageError: If a tensor is no batch of RGB images in [0, 1].
+            ImageSizeError: If the images have another size than the model's.
         """
         if method not in INTERPOLATIONS:
             raise UnknownNameError("interpolation", method, INTERPOLATIONS)
@@ -238,7 +242,7 @@ class TransferVAE(nn.Module):
 
         Raises:
             CheckpointError: If a part of one's own has no `config` and so cannot be built again.
-            OSError: If the files cannot be written.
+            FileWriteError: If the files cannot be written.
         """
         config = {
             "backbone": self.backbone.config,
@@ -281,7 +285,7 @@ class TransferVAE(nn.Module):
             raise CheckpointError(f"{str(path / 'config.json')!r} lacks or garbles {error}.") from error
         except TransferVAEError as error:
             raise CheckpointError(f"{str(path / 'config.json')!r} describes no model: {error}") from error
-        frozen = backbone or create_backbone(name, node=node, weights=source)
+        frozen = backbone or _find_backbone(name, node, source)
         if frozen.fingerprint != fingerprint:
             raise FingerprintMismatchError(_mismatch_message(path, recipe, frozen))
         vae = TransferVAE(frozen, head, decoder)
@@ -349,6 +353,15 @@ def _build(builders: Mapping[str, Any], config: Mapping[str, Any]) -> nn.Module:
         raise UnknownNameError("part", kind, builders)
     part: nn.Module = builders[kind](**options)
     return part
+
+
+def _find_backbone(name: str, node: str | int, weights: str | os.PathLike[str] | None) -> FrozenBackbone:
+    is_file = weights not in (None, "default")
+    if is_file and not Path(weights or "").is_file():
+        raise WeightsUnavailableError(
+            f"The weights of {name} are not in {str(weights)!r}; say where they are with weights=PATH (--weights PATH)."
+        )
+    return create_backbone(name, node=node, weights=weights)
 
 
 def _config_of(part: nn.Module) -> object:

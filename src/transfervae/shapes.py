@@ -14,7 +14,7 @@ from torch import Tensor
 from transfervae.errors import ImageSizeError, InvalidImageError, InvalidOptionError
 
 Images: TypeAlias = Float[Tensor, "b 3 h w"]
-Features: TypeAlias = Float[Tensor, "b c h w"]
+Features: TypeAlias = Float[Tensor, "b c grid_h grid_w"]
 Latents: TypeAlias = Float[Tensor, "b *latent"]
 PerItem: TypeAlias = Float[Tensor, " b"]
 Scalar: TypeAlias = Float[Tensor, ""]

@@ -49,7 +49,7 @@ def create_backbone(name: str = "vgg19", *, node: Node | None = None, weights: W
         CheckpointError: If a weights file is missing or cannot be read.
         MissingExtraError: For "packaged" without the extra `offline`.
     """
-    source = os.fspath(weights) if isinstance(weights, Path) else weights
+    source = weights if weights in (None, "default") else str(Path(weights or "").absolute())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(RANDOM_WEIGHTS_SEED)
         if name.startswith(TIMM_PREFIX):

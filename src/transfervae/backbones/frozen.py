@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ NETWORK_ERRORS = (RuntimeError, AssertionError, ValueError, IndexError, TypeErro
 """What networks raise for image sizes that they cannot take."""
 
 SIDE_MULTIPLES = (7, 8, 14, 16, 32)
+SIZES_TRIED = 60
 
 
 @dataclass(frozen=True)
@@ -185,7 +187,7 @@ class FrozenBackbone(nn.Module):
 
     def _nearest_sizes(self, size: tuple[int, int]) -> list[tuple[int, int]]:
         found = (candidate for candidate in self._candidates(size) if self._probe(candidate)[0] is not None)
-        return [candidate for candidate, _ in zip(found, range(2), strict=False)]
+        return list(islice(dict.fromkeys(found), 2))
 
     def _candidates(self, size: tuple[int, int]) -> Iterator[tuple[int, int]]:
         """Sizes near the given one, nearest first: each side kept or rounded to multiples that networks ask for."""
@@ -194,6 +196,6 @@ class FrozenBackbone(nn.Module):
             for side in size
         )
         sizes = {(height, width) for height in heights for width in widths if height and width}
-        if self.source.native_size:
-            sizes.add(self.source.native_size)
-        return iter(sorted(sizes, key=lambda other: (abs(other[0] - size[0]) + abs(other[1] - size[1]), other)))
+        nearest = sorted(sizes, key=lambda other: (abs(other[0] - size[0]) + abs(other[1] - size[1]), other))
+        native = [self.source.native_size] if self.source.native_size else []
+        return iter(nearest[:SIZES_TRIED] + native)

@@ -124,4 +124,5 @@ def _find_bad(paths: list[Path], size: tuple[int, int], progress: Callable[[int,
 def _bad_message(bad: dict[Path, str]) -> str:
     reasons = list(bad.values())
     rest = f" And {len(bad) - NAMED_BAD_FILES} more." if len(bad) > NAMED_BAD_FILES else ""
-    return f"{' '.join(reasons[:NAMED_BAD_FILES])}{rest} Mend or remove them, or skip bad files."
+    advice = "Mend or remove them, or skip bad files (skip_bad=True, --skip-bad)."
+    return f"{' '.join(reasons[:NAMED_BAD_FILES])}{rest} {advice}"

@@ -266,7 +266,7 @@ def _draw_back_hair(canvas: _Canvas, factors: ToyFaceFactors) -> None:
     radius_x = factors.face_width + factors.hair_volume
     top = -factors.face_height - factors.hair_volume
     bottom = -0.05 + factors.hair_length * 0.5
-    crown = _ellipse(0, -0.05, radius_x, -top - 0.05, math.pi, 2 * math.pi)
+    crown = _ellipse(0.0, -0.05, radius_x, -top - 0.05, math.pi, 2 * math.pi)
     canvas.fill([*crown, (radius_x * 0.95, bottom), (-radius_x * 0.95, bottom)], color, "hair")
 
 
@@ -275,13 +275,13 @@ def _draw_head(canvas: _Canvas, factors: ToyFaceFactors) -> None:
     neck = factors.face_width * 0.45
     canvas.fill([(-neck, 0.2), (neck, 0.2), (neck, 0.5), (-neck, 0.5)], _shade(skin, 0.82), "skin")
     clothes = _hue(factors.background_hue + 0.45, 0.4)
-    canvas.fill(_ellipse(0, 0.62, 0.42, 0.2, math.pi, 2 * math.pi), clothes, "background")
+    canvas.fill(_ellipse(0.0, 0.62, 0.42, 0.2, math.pi, 2 * math.pi), clothes, "background")
     for side in (-1, 1):
         ear = side * factors.face_width + factors.yaw
         canvas.fill(_ellipse(ear, 0.01, 0.03, 0.055), _shade(skin, 0.9), "skin")
     width, height = factors.face_width, factors.face_height
-    upper = _ellipse(0, 0, width, height, math.pi, 2 * math.pi)
-    lower = [(x * _jaw(y / height, factors.jaw), y) for x, y in _ellipse(0, 0, width, height, 0, math.pi)]
+    upper = _ellipse(0.0, 0.0, width, height, math.pi, 2 * math.pi)
+    lower = [(x * _jaw(y / height, factors.jaw), y) for x, y in _ellipse(0.0, 0.0, width, height, 0.0, math.pi)]
     canvas.fill([*upper, *lower], skin, "skin")
 
 
@@ -306,7 +306,9 @@ def _draw_brow(canvas: _Canvas, factors: ToyFaceFactors, side: int) -> None:
     x, y = _eye_centre(factors, side)
     half = factors.eye_size * 1.15
     slope = side * factors.brow_angle
-    line = [(x + t * half, y - factors.brow_height + t * half * slope - 0.015 * (1 - t * t)) for t in _grid(-1, 1, 9)]
+    line = [
+        (x + t * half, y - factors.brow_height + t * half * slope - 0.015 * (1 - t * t)) for t in _grid(-1.0, 1.0, 9)
+    ]
     color = _shade(_blend(HAIR_TONES, factors.hair_tone), 0.75)
     canvas.stroke(line, color, factors.brow_thickness, "brows")
 
@@ -324,8 +326,8 @@ def _draw_mouth(canvas: _Canvas, factors: ToyFaceFactors) -> None:
     half = factors.mouth_width
     bend = 0.045 * factors.smile
     opening = 0.012 + 0.05 * factors.mouth_openness
-    upper = [(x + t * half, y - bend * t * t - 0.012 * (1 - t * t)) for t in _grid(-1, 1, 17)]
-    lower = [(x + t * half, y - bend * t * t + opening * (1 - t * t)) for t in _grid(1, -1, 17)]
+    upper = [(x + t * half, y - bend * t * t - 0.012 * (1 - t * t)) for t in _grid(-1.0, 1.0, 17)]
+    lower = [(x + t * half, y - bend * t * t + opening * (1 - t * t)) for t in _grid(1.0, -1.0, 17)]
     lips = _blend(LIP_TONES, factors.lip_tone)
     canvas.fill([*upper, *lower], lips, "mouth")
     if factors.mouth_openness > 0.3:
@@ -336,8 +338,8 @@ def _draw_mouth(canvas: _Canvas, factors: ToyFaceFactors) -> None:
 
 def _draw_front_hair(canvas: _Canvas, factors: ToyFaceFactors) -> None:
     width, height = factors.face_width * 1.02, factors.face_height + factors.hair_volume
-    crown = _ellipse(0, 0, width + factors.hair_volume * 0.5, height, math.pi * 1.06, math.pi * 1.94)
-    fringe = [(t * width, -factors.face_height * (0.72 - 0.3 * t * t)) for t in _grid(1, -1, 13)]
+    crown = _ellipse(0.0, 0.0, width + factors.hair_volume * 0.5, height, math.pi * 1.06, math.pi * 1.94)
+    fringe = [(t * width, -factors.face_height * (0.72 - 0.3 * t * t)) for t in _grid(1.0, -1.0, 13)]
     canvas.fill([*crown, *fringe], _blend(HAIR_TONES, factors.hair_tone), "hair")
 
 

@@ -21,7 +21,7 @@ class SafetensorsIO(CheckpointIO):
         """Write a checkpoint.
 
         Raises:
-            OSError: If the file cannot be written; the old one stays.
+            FileWriteError: If the file cannot be written; the old one stays.
             TypeError: If the checkpoint holds anything else.
         """
         tensors: dict[str, Tensor] = {}

@@ -2,7 +2,8 @@
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
@@ -58,6 +59,11 @@ class RunImages(pl.LightningDataModule):
         order = torch.randperm(count, generator=torch.Generator().manual_seed(options.seed)).tolist()
         self.held_out = Subset(self.dataset, sorted(order[:kept_out]))
         self.training = Subset(self.dataset, sorted(order[kept_out:]))
+
+    @property
+    def bad(self) -> Mapping[Path, str]:
+        """Files that were skipped because they cannot be read, with the reason."""
+        return self.dataset.bad if isinstance(self.dataset, ImageFolder) else {}
 
     @property
     def identity(self) -> dict[str, object]:

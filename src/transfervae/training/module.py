@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 from typing_extensions import override
 
-from transfervae.errors import TransferVAEError
+from transfervae.errors import DivergedError
 from transfervae.evaluation import HeldOutMetrics
 from transfervae.losses import ElboTerms, elbo
 from transfervae.model import TransferVAE
@@ -21,10 +21,6 @@ from transfervae.shapes import Images
 from transfervae.training.options import TrainOptions
 
 SEED_STRIDE = 1_000_003
-
-
-class DivergedError(TransferVAEError, ArithmeticError):
-    """The objective is no longer finite."""
 
 
 class VAEModule(pl.LightningModule):

@@ -75,7 +75,6 @@ def train(
     engine: EngineOptions | None = None,
     resume: bool = False,
     console: Console | None = None,
-    vae: TransferVAE | None = None,
 ) -> TrainResult:
     """Train a model and leave everything about it in a folder.
 
@@ -90,7 +89,6 @@ def train(
         engine: Devices, precision and so on.
         resume: Continue the run in `out`; `options` must be its own, but for more epochs.
         console: Where to print; nothing is printed if None.
-        vae: A model to train instead of building one from `options`.
 
     Returns:
         The best model and the figures.
@@ -100,36 +98,32 @@ def train(
         ImageFileError: If images cannot be read.
         InvalidOptionError: If the engine cannot do what it is asked to.
         DivergedError: If the objective is no longer finite.
-        OSError: If a file cannot be written, for example because the disk is full.
+        FileWriteError: If a file cannot be written, for example because the disk is full.
     """
     console = console or Console(quiet=True)
     engine = engine or EngineOptions()
     folder = RunFolder(Path(out))
-    first = is_first_process()
     if resume:
         _check_same(options, folder)
-    elif first:
+    elif is_first_process():
         folder.check_free()
     options = _settle_backbone(options, console)
     with _reading_display(console) as progress:
         images = RunImages(options, workers=engine.workers, progress=progress)
-    if first:
-        _claim(folder, options, engine, images, resume=resume)
-        _describe_images(console, images)
-    if vae is None:
-        torch.manual_seed(options.seed)
-        vae = build(options)
-    if first:
-        _describe_model(console, vae)
-        write_architecture(folder.architecture, vae)
+    torch.manual_seed(options.seed)
+    vae = build(options)
     recorder = RunRecorder(folder, images.examples(EXAMPLES), epochs=options.epochs)
     with warnings.catch_warnings():
         for remark in LIGHTNING_REMARKS:
             warnings.filterwarnings("ignore", message=remark)
         trainer = _make_trainer(options, engine, folder, [recorder, ProgressDisplay(console, recorder)])
+        if is_first_process():
+            _claim(folder, options, engine, images, resume=resume)
+            _describe(console, images, vae)
+            write_architecture(folder.architecture, vae)
         checkpoint = str(folder.last) if resume and folder.last.exists() else None
         _fit(trainer, VAEModule(vae, options), images, checkpoint)
-    if not trainer.is_global_zero:
+    if not is_first_process():
         return TrainResult(vae, recorder.rows, recorder.best, float("nan"))
     return _conclude(vae, images, recorder, folder, options)
 
@@ -293,18 +287,13 @@ def _reading_display(console: Console) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
-def _describe_images(console: Console, images: RunImages) -> None:
-    bad = getattr(images.dataset, "bad", {})
+def _describe(console: Console, images: RunImages, vae: TransferVAE) -> None:
+    bad = images.bad
     for reason in bad.values():
-        console.print(f"[yellow]skipped:[/] {reason}", soft_wrap=True, highlight=False)
+        console.print(f"[yellow]skipped:[/] {escape(reason)}", soft_wrap=True, highlight=False)
     skipped = f" ({len(bad)} unreadable files skipped)" if bad else ""
     console.print(f"{len(images.training)} images to train on, {len(images.held_out)} held out{skipped}")
-
-
-def _describe_model(console: Console, vae: TransferVAE) -> None:
     source = vae.backbone.source
+    console.print(f"backbone {source.name} at {source.node}, licence of its weights: {source.license or 'none'}")
     if source.weights is None:
-        console.print(
-            f"[yellow]warning:[/] {source.name} is not pretrained: its weights are random (weights none)",
-            soft_wrap=True,
-        )
+        console.print(f"[yellow]warning:[/] {source.name} is not pretrained: its weights are random (weights none)")

@@ -1,0 +1,104 @@
+import csv
+import random
+import resource
+import signal
+import time
+from pathlib import Path
+from subprocess import TimeoutExpired
+
+import pytest
+from safetensors import safe_open
+
+from tests.integration.command import TINY, assert_one_line_error, assert_succeeds, run, start
+
+EPOCHS = 4
+RUN = (*TINY, "--faces", "160", "--epochs", str(EPOCHS))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    assert_succeeds(run("train", *RUN, "--out", out))
+    return out
+
+
+def rows_of(out: Path) -> list[dict[str, str]]:
+    if not (out / "metrics.csv").exists():
+        return []
+    with (out / "metrics.csv").open() as file:
+        return [{k: v for k, v in row.items() if k != "images_per_second"} for row in csv.DictReader(file)]
+
+
+def assert_same_run(out: Path, other: Path) -> None:
+    assert rows_of(out) == rows_of(other)
+    assert (out / "model" / "model.safetensors").read_bytes() == (other / "model" / "model.safetensors").read_bytes()
+    assert (out / "reconstructions.png").read_bytes() == (other / "reconstructions.png").read_bytes()
+    with safe_open(out / "checkpoints" / "last.safetensors", "pt") as one:
+        with safe_open(other / "checkpoints" / "last.safetensors", "pt") as two:
+            names = set(one.keys())
+            assert names == set(two.keys())
+            assert names
+            assert all(one.get_tensor(name).equal(two.get_tensor(name)) for name in names)
+
+
+def wait_for_epoch(out: Path, epoch: int) -> None:
+    deadline = time.monotonic() + 120
+    while len(rows_of(out)) < epoch:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_killed_run_resumes_to_the_same_result(uninterrupted: Path, tmp_path: Path) -> None:
+    out = tmp_path / "killed"
+    delays = random.Random(7)
+    arguments: tuple[str | Path, ...] = ("train", *RUN, "--out", out)
+    for epoch in (1, 2, 3):
+        process = start(arguments)
+        wait_for_epoch(out, epoch)
+        time.sleep(delays.random() * 0.4)
+        process.kill()
+        process.communicate()
+        arguments = ("train", "--resume", "--workers", "0", "--accelerator", "cpu", "--out", out)
+    assert_succeeds(run(*arguments))
+    assert_same_run(out, uninterrupted)
+    assert not list(out.rglob("*.tmp"))
+
+
+def test_ctrl_c_says_how_to_go_on_and_resumes_to_the_same_result(uninterrupted: Path, tmp_path: Path) -> None:
+    out = tmp_path / "stopped"
+    process = start(("train", *RUN, "--out", out))
+    wait_for_epoch(out, 2)
+    process.send_signal(signal.SIGINT)
+    try:
+        screen, _ = process.communicate(timeout=60)
+    except TimeoutExpired:
+        process.kill()
+        raise
+    assert process.returncode == 130, screen
+    assert "--resume" in screen
+    assert "Traceback" not in screen
+    assert_succeeds(run("train", "--resume", "--workers", "0", "--accelerator", "cpu", "--out", out))
+    assert_same_run(out, uninterrupted)
+
+
+def test_a_full_disk_ends_in_one_line_and_the_run_goes_on_later(uninterrupted: Path, tmp_path: Path) -> None:
+    out = tmp_path / "full"
+    limit = (uninterrupted / "checkpoints" / "last.safetensors").stat().st_size // 2
+
+    def refuse_large_files() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    process = run("train", *RUN, "--out", out, before=refuse_large_files)
+    assert_one_line_error(process, "cannot be written")
+    assert not list(out.rglob("*.tmp"))
+    assert_succeeds(run("train", "--resume", "--workers", "0", "--accelerator", "cpu", "--out", out))
+    assert_same_run(out, uninterrupted)
+
+
+def test_resume_accepts_the_same_options_and_refuses_others(uninterrupted: Path) -> None:
+    screen = assert_succeeds(run("train", *RUN, "--out", uninterrupted, "--resume"))
+    assert "held out" in screen
+    process = run("train", "--resume", "--latent-dim", "9", "--out", uninterrupted)
+    assert_one_line_error(process, "latent_dim is 9 instead of 8")
+    process = run("train", "--resume", "--epochs", "1", "--out", uninterrupted)
+    assert_one_line_error(process, "can only be lengthened")

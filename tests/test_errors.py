@@ -1,0 +1,57 @@
+import inspect
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from transfervae import errors
+
+TREE = [
+    error
+    for _, error in inspect.getmembers(errors, inspect.isclass)
+    if issubclass(error, Exception) and error is not errors.TransferVAEError
+]
+FILE_ERRORS = (
+    errors.WeightsUnavailableError,
+    errors.CheckpointError,
+    errors.ImageFileError,
+    errors.FileWriteError,
+    errors.RunFolderError,
+)
+
+
+@pytest.mark.parametrize("error", TREE)
+def test_every_error_derives_from_the_base_and_from_a_builtin(error: type[Exception]) -> None:
+    assert issubclass(error, errors.TransferVAEError)
+    builtin = ImportError if error is errors.MissingExtraError else OSError if error in FILE_ERRORS else ValueError
+    assert issubclass(error, builtin)
+
+
+@pytest.mark.parametrize("error", TREE)
+def test_every_error_says_what_it_means(error: type[Exception]) -> None:
+    assert error.__doc__
+
+
+@given(names=st.lists(st.text("abcdefgh", min_size=4, max_size=8), min_size=1, max_size=24, unique=True))
+def test_an_unknown_name_s_message_lists_what_is_known(names: list[str]) -> None:
+    message = str(errors.UnknownNameError("decoder", "zzz", names))
+    assert message.startswith("Unknown decoder 'zzz'.")
+    assert all(name in message for name in names)
+    assert "Did you mean" not in message
+
+
+def test_a_misspelt_name_s_message_suggests_the_nearest_and_ends_with_the_hint() -> None:
+    message = str(errors.UnknownNameError("decoder", "risize", ["resize", "transpose"], hint="Look there."))
+    assert "Did you mean 'resize'?" in message
+    assert message.endswith("Look there.")
+
+
+def test_many_names_are_not_listed() -> None:
+    names = [f"block{i}_conv{i}" for i in range(25)]
+    message = str(errors.UnknownNameError("node", "block3_conv", names))
+    assert "Known:" not in message
+    assert "Did you mean 'block" in message
+
+
+def test_a_missing_extra_s_message_says_how_to_install_it() -> None:
+    assert "pip install 'transfervae[train]'" in str(errors.MissingExtraError("Drawing", "train"))

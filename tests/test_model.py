@@ -1,0 +1,430 @@
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+import transfervae as tv
+from tests.samples import KINDS, make_backbone, make_vae, random_images, shared_backbone
+from tests.strategies import SEEDS
+from transfervae.errors import (
+    CheckpointError,
+    FingerprintMismatchError,
+    ImageSizeError,
+    InvalidImageError,
+    InvalidOptionError,
+    ShapeError,
+    UnknownNameError,
+    WeightsUnavailableError,
+)
+
+each_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saved")
+    make_vae().save_pretrained(folder)
+    return folder
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def outputs(vae: tv.TransferVAE, images: Tensor, seed: int = 0) -> list[Tensor]:
+    output = vae(images, generator=seeded(seed))
+    return [output.reconstruction, output.posterior.mean, output.posterior.logvar, output.latent]
+
+
+def all_equal(first: list[Tensor], second: list[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@each_kind
+@pytest.mark.parametrize("decoder", ["resize", "transpose", "pixelshuffle"])
+def test_output_has_the_size_of_the_images(kind: str, decoder: str) -> None:
+    vae, images = make_vae(kind, decoder=decoder), random_images(kind, count=3)
+    output = vae(images)
+    assert output.reconstruction.shape == images.shape
+    assert output.latent.shape == output.posterior.mean.shape == (3, 5)
+    assert ((output.reconstruction >= 0) & (output.reconstruction <= 1)).all()
+
+
+@given(size=st.tuples(st.integers(4, 40), st.integers(4, 40)), latent_dim=st.integers(1, 9))
+def test_any_size_comes_out_as_it_went_in(size: tuple[int, int], latent_dim: int) -> None:
+    vae = tv.build_vae(shared_backbone("vgg19"), image_size=size, latent_dim=latent_dim, width=16)
+    assert vae(torch.rand(2, 3, *size)).reconstruction.shape == (2, 3, *size)
+
+
+@each_kind
+def test_every_trainable_parameter_receives_a_gradient(kind: str) -> None:
+    vae, images = make_vae(kind), random_images(kind)
+    tv.losses.elbo(vae(images), images).total.backward()
+    assert all(parameter.grad is not None for parameter in vae.trainable_parameters())
+    assert all(parameter.grad is None for parameter in vae.backbone.parameters())
+
+
+def test_a_few_steps_lower_the_objective() -> None:
+    vae, images = make_vae(), random_images(count=4)
+    optimiser = torch.optim.Adam(vae.trainable_parameters(), lr=1e-2)
+    totals = []
+    for step in range(12):
+        optimiser.zero_grad()
+        total = tv.losses.elbo(vae(images, generator=seeded(step)), images).total
+        total.backward()
+        optimiser.step()
+        totals.append(total.item())
+    assert totals[-1] < 0.98 * totals[0]
+
+
+def test_evaluation_uses_the_mode_and_is_bit_repeatable() -> None:
+    vae, images = make_vae().eval(), random_images()
+    first = outputs(vae, images, seed=0)
+    assert all_equal(first, outputs(vae, images, seed=1))
+    assert torch.equal(vae(images).latent, vae.encode(images).mode())
+    assert torch.equal(vae.reconstruct(images), first[0])
+
+
+@given(seed=SEEDS)
+def test_training_draws_from_the_generator(seed: int) -> None:
+    vae, images = make_vae().train(), random_images()
+    first = vae(images, generator=seeded(seed))
+    assert torch.equal(vae(images, generator=seeded(seed)).latent, first.latent)
+    assert not torch.equal(vae(images, generator=seeded(seed + 1)).latent, first.latent)
+    assert torch.equal(first.latent, first.posterior.sample(generator=seeded(seed)))
+    assert torch.equal(first.reconstruction, vae.decode(first.latent))
+
+
+def test_reconstruct_uses_the_mode_in_training_too() -> None:
+    vae, images = make_vae().train(), random_images()
+    assert torch.equal(vae.reconstruct(images), vae.reconstruct(images))
+
+
+@given(count=st.integers(1, 5), seed=SEEDS)
+def test_sample_decodes_draws_from_the_prior(count: int, seed: int) -> None:
+    vae = make_vae()
+    images = vae.sample(count, generator=seeded(seed))
+    assert images.shape == (count, 3, 32, 32)
+    assert torch.equal(images, vae.decode(torch.randn(count, 5, generator=seeded(seed))))
+
+
+def test_sampling_no_image_is_refused() -> None:
+    with pytest.raises(InvalidOptionError, match="count"):
+        make_vae().sample(0)
+
+
+@pytest.mark.parametrize("method", ["spherical", "linear"])
+@given(steps=st.integers(2, 5), batch=st.integers(1, 3))
+def test_interpolation_goes_from_one_reconstruction_to_the_other(method: str, steps: int, batch: int) -> None:
+    vae = make_vae().eval()
+    start, end = random_images(count=batch, seed=1), random_images(count=batch, seed=2)
+    path = vae.interpolate(start, end, steps=steps, method=method)
+    assert path.shape == (batch, steps, 3, 32, 32)
+    assert_close(path[:, 0], vae.reconstruct(start), rtol=1e-4, atol=1e-5)
+    assert_close(path[:, -1], vae.reconstruct(end), rtol=1e-4, atol=1e-5)
+
+
+def test_interpolation_refuses_what_makes_no_path() -> None:
+    vae, images = make_vae(), random_images()
+    with pytest.raises(UnknownNameError, match="Did you mean 'spherical'"):
+        vae.interpolate(images, images, method="sperical")
+    with pytest.raises(InvalidOptionError, match="steps"):
+        vae.interpolate(images, images, steps=1)
+    with pytest.raises(ShapeError, match="2 and 1"):
+        vae.interpolate(images, images[:1])
+
+
+@pytest.mark.usefixtures("without_shape_checks")
+@pytest.mark.parametrize("call", ["forward", "encode", "reconstruct"])
+def test_images_that_do_not_fit_are_refused(call: str) -> None:
+    vae = make_vae()
+    with pytest.raises(ImageSizeError, match=r"32x32 images.*got 32x48.*image_size=\(32, 48\)"):
+        getattr(vae, call)(torch.rand(1, 3, 32, 48))
+    for wrong in (torch.zeros(1, 3, 32, 32, dtype=torch.uint8), 255 * torch.ones(1, 3, 32, 32), torch.rand(3, 32, 32)):
+        with pytest.raises(InvalidImageError):
+            getattr(vae, call)(wrong)
+
+
+def test_latents_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ShapeError, match=r"\[2, 6\]"):
+        make_vae().decode(torch.zeros(2, 6))
+
+
+def test_parts_that_do_not_fit_are_refused() -> None:
+    backbone = shared_backbone("vgg19")
+    head = tv.GaussianHead(backbone.feature_shape(32), latent_dim=4)
+    with pytest.raises(ShapeError, match=r"gives latents \(4,\), the decoder takes \(5,\)"):
+        tv.TransferVAE(backbone, head, tv.resize_decoder((5,), 32, width=8))
+    with pytest.raises(ShapeError, match="64x64 images"):
+        tv.TransferVAE(backbone, head, tv.resize_decoder((4,), 64, width=8))
+    with pytest.raises(ImageSizeError, match="3x64"):
+        tv.TransferVAE(backbone, head, tv.resize_decoder((4,), (3, 64), width=8))
+
+
+def test_build_vae_composes_what_composing_by_hand_does() -> None:
+    torch.manual_seed(0)
+    backbone = shared_backbone("vgg19")
+    head = tv.GaussianHead(backbone.feature_shape(32), latent_dim=5)
+    by_hand = tv.TransferVAE(backbone, head, tv.resize_decoder((5,), 32, width=16)).eval()
+    assert all_equal(outputs(by_hand, random_images()), outputs(make_vae().eval(), random_images()))
+
+
+def test_build_vae_takes_a_name_with_its_node_and_weights() -> None:
+    vae = tv.build_vae("vgg19", node="block1_pool", weights=None, image_size=(16, 24), latent_dim=3, width=8)
+    assert vae.backbone.source.node == "block1_pool"
+    assert vae.image_size == (16, 24)
+    assert vae.training
+
+
+def test_build_vae_refuses_what_cannot_be() -> None:
+    backbone = shared_backbone("vgg19")
+    with pytest.raises(UnknownNameError, match="Did you mean 'resize'"):
+        tv.build_vae(backbone, decoder="risize")
+    with pytest.raises(InvalidOptionError, match="node"):
+        tv.build_vae(backbone, node="block1_pool")
+    with pytest.raises(InvalidOptionError, match="latent_dim"):
+        tv.build_vae(backbone, image_size=32, latent_dim=0)
+    with pytest.raises(UnknownNameError, match="Did you mean 'vgg19'"):
+        tv.build_vae("vgg91")
+
+
+@each_kind
+def test_trainable_parameters_and_state_leave_the_backbone_out(kind: str) -> None:
+    vae = make_vae(kind)
+    frozen = {id(parameter) for parameter in vae.backbone.parameters()}
+    trainable = list(vae.trainable_parameters())
+    assert all(parameter.requires_grad for parameter in trainable)
+    assert not frozen & {id(parameter) for parameter in trainable}
+    assert len(trainable) + len(frozen) == len(list(vae.parameters()))
+    assert all(name.startswith(("head.", "decoder.")) for name in vae.trainable_state())
+    assert sum(value.numel() for value in vae.trainable_state().values()) == sum(p.numel() for p in trainable)
+
+
+@each_kind
+def test_saved_and_loaded_gives_bit_identical_outputs(kind: str, tmp_path: Path) -> None:
+    vae, images = make_vae(kind), random_images(kind)
+    vae.save_pretrained(tmp_path / "model")
+    again = tv.TransferVAE.from_pretrained(tmp_path / "model")
+    assert not again.training
+    assert all_equal(outputs(again, images), outputs(vae.eval(), images))
+    assert torch.equal(again.sample(2, generator=seeded(3)), vae.sample(2, generator=seeded(3)))
+
+
+@each_kind
+def test_no_tensor_of_the_backbone_is_saved(kind: str, tmp_path: Path) -> None:
+    vae = make_vae(kind)
+    vae.save_pretrained(tmp_path)
+    stored = load_file(tmp_path / "model.safetensors")
+    assert stored.keys() == vae.trainable_state().keys()
+    size = sum(value.numel() * value.element_size() for value in stored.values())
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) < size + 20_000
+
+
+@pytest.mark.parametrize("decoder", ["resize", "transpose", "pixelshuffle"])
+def test_each_decoder_round_trips(decoder: str, tmp_path: Path) -> None:
+    vae = make_vae(decoder=decoder).eval()
+    vae.save_pretrained(tmp_path)
+    again = tv.TransferVAE.from_pretrained(tmp_path, backbone=shared_backbone("vgg19"))
+    assert torch.equal(again.sample(2, generator=seeded(0)), vae.sample(2, generator=seeded(0)))
+
+
+def test_a_model_in_channels_last_is_saved(tmp_path: Path) -> None:
+    vae = make_vae().eval()
+    expected = vae.sample(2, generator=seeded(0))
+    vae.decoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    vae.save_pretrained(tmp_path)
+    again = tv.TransferVAE.from_pretrained(tmp_path, backbone=shared_backbone("vgg19"))
+    assert torch.equal(again.sample(2, generator=seeded(0)), expected)
+
+
+def test_saving_again_replaces_the_model(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        make_vae(seed=seed).save_pretrained(tmp_path)
+    again = tv.TransferVAE.from_pretrained(tmp_path, backbone=shared_backbone("vgg19"))
+    assert all_equal(outputs(again, random_images()), outputs(make_vae(seed=1).eval(), random_images()))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_saved_models_are_equal_byte_for_byte(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        make_vae().save_pretrained(tmp_path / name)
+    for file in ("config.json", "model.safetensors"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def test_a_cast_model_still_fits_its_backbone_when_loaded(tmp_path: Path) -> None:
+    vae = tv.build_vae(make_backbone("vgg19"), image_size=32, latent_dim=3, width=8).to(torch.bfloat16)
+    vae.save_pretrained(tmp_path)
+    again = tv.TransferVAE.from_pretrained(tmp_path)
+    assert again.backbone.fingerprint == vae.backbone.fingerprint
+
+
+def test_another_backbone_is_refused(saved: Path) -> None:
+    other_node = tv.create_backbone("vgg19", node="block1_pool", weights=None)
+    for other in (other_node, shared_backbone("resnet"), reweighted()):
+        with pytest.raises(FingerprintMismatchError, match=r"vgg19 at block2_pool.*weights=PATH"):
+            tv.TransferVAE.from_pretrained(saved, backbone=other)
+
+
+def reweighted() -> tv.FrozenBackbone:
+    backbone = make_backbone("vgg19")
+    with torch.no_grad():
+        next(backbone.network.parameters())[0, 0, 0, 0] += 1e-3
+    return backbone
+
+
+def test_other_weights_are_refused(saved: Path, tmp_path: Path) -> None:
+    torch.save(reweighted().network.state_dict(), tmp_path / "other.pth")
+    with pytest.raises(FingerprintMismatchError):
+        tv.TransferVAE.from_pretrained(saved, weights=tmp_path / "other.pth")
+
+
+def test_the_same_weights_from_a_file_are_accepted(saved: Path, tmp_path: Path) -> None:
+    torch.save(make_backbone("vgg19").network.state_dict(), tmp_path / "same.pth")
+    again = tv.TransferVAE.from_pretrained(saved, weights=tmp_path / "same.pth")
+    assert all_equal(outputs(again, random_images()), outputs(make_vae().eval(), random_images()))
+
+
+def test_weights_that_are_gone_are_named(tmp_path: Path) -> None:
+    weights = tmp_path / "gone.pth"
+    torch.save(make_backbone("vgg19").network.state_dict(), weights)
+    backbone = tv.create_backbone("vgg19", node="block2_pool", weights=weights)
+    tv.build_vae(backbone, image_size=32, latent_dim=3, width=8).save_pretrained(tmp_path / "model")
+    weights.unlink()
+    with pytest.raises((CheckpointError, WeightsUnavailableError), match=r"gone\.pth"):
+        tv.TransferVAE.from_pretrained(tmp_path / "model")
+
+
+def copy_of(saved: Path, folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    for path in saved.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
+@given(data=st.data())
+def test_a_file_cut_anywhere_is_refused(file: str, saved: Path, tmp_path: Path, data: st.DataObject) -> None:
+    folder = copy_of(saved, tmp_path)
+    content = (saved / file).read_bytes()
+    (folder / file).write_bytes(content[: data.draw(st.integers(0, len(content.rstrip()) - 1))])
+    with pytest.raises(CheckpointError):
+        tv.TransferVAE.from_pretrained(folder, backbone=shared_backbone("vgg19"))
+
+
+def test_a_foreign_safetensors_file_is_refused(saved: Path, tmp_path: Path) -> None:
+    folder = copy_of(saved, tmp_path)
+    save_file(make_vae().trainable_state(), folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match="not written by"):
+        tv.TransferVAE.from_pretrained(folder)
+
+
+def config_paths(values: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    own = [path] if path else []
+    nested = values.items() if isinstance(values, dict) else ()
+    return own + [inner for key, value in nested for inner in config_paths(value, (*path, key))]
+
+
+def change(config: Any, path: tuple[str, ...], value: object) -> None:
+    for key in path[:-1]:
+        config = config[key]
+    if value is None:
+        del config[path[-1]]
+    else:
+        config[path[-1]] = value
+
+
+def test_a_config_without_any_one_of_its_keys_is_refused(saved: Path, tmp_path: Path) -> None:
+    folder = copy_of(saved, tmp_path)
+    original = (saved / "config.json").read_text()
+    optional = {("decoder", "width"), ("head", "latent_dim")}
+    for path in set(config_paths(json.loads(original))) - optional:
+        config = json.loads(original)
+        change(config, path, None)
+        (folder / "config.json").write_text(json.dumps(config))
+        with pytest.raises(CheckpointError, match=r"config\.json"):
+            tv.TransferVAE.from_pretrained(folder, backbone=shared_backbone("vgg19"))
+
+
+@pytest.mark.usefixtures("without_shape_checks")
+@pytest.mark.parametrize("garbage", [17, "garbage", [], {"a": 1}, [1, "b", None], -4, 1.5, True])
+def test_a_config_with_garbage_anywhere_is_refused(saved: Path, tmp_path: Path, garbage: object) -> None:
+    folder = copy_of(saved, tmp_path)
+    original = (saved / "config.json").read_text()
+    for path in config_paths(json.loads(original)):
+        config = json.loads(original)
+        change(config, path, garbage)
+        if path[0] == "backbone" and len(path) > 1:
+            continue
+        (folder / "config.json").write_text(json.dumps(config))
+        with pytest.raises(CheckpointError):
+            tv.TransferVAE.from_pretrained(folder, backbone=shared_backbone("vgg19"))
+
+
+def test_missing_and_wrong_tensors_are_named(saved: Path, tmp_path: Path) -> None:
+    folder = copy_of(saved, tmp_path)
+    vae = tv.build_vae(shared_backbone("vgg19"), image_size=32, latent_dim=6, width=16)
+    vae.save_pretrained(tmp_path / "other")
+    os.replace(tmp_path / "other" / "model.safetensors", folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"4 differ, first .*head\.|4 differ, first decoder"):
+        tv.TransferVAE.from_pretrained(folder, backbone=shared_backbone("vgg19"))
+
+
+def test_loading_a_state_is_all_or_nothing() -> None:
+    vae = make_vae(seed=0)
+    before = {name: value.clone() for name, value in vae.trainable_state().items()}
+    state = make_vae(seed=1).trainable_state()
+    for misfit in (
+        {name: value for name, value in state.items() if name != "head.mean.bias"},
+        state | {"head.more": torch.zeros(1)},
+        state | {"head.mean.bias": torch.zeros(6)},
+    ):
+        with pytest.raises(CheckpointError, match=r"1 differ, first head\.(mean\.bias|more)"):
+            vae.load_trainable_state(misfit)
+        assert all(torch.equal(value, before[name]) for name, value in vae.trainable_state().items())
+
+
+def test_a_part_that_cannot_be_built_again_is_not_saved(tmp_path: Path) -> None:
+    class OwnHead(nn.Module):
+        latent_shape = (5,)
+
+        def forward(self, features: Tensor) -> tv.DiagonalGaussian:
+            mean = features.flatten(1)[:, :5]
+            return tv.DiagonalGaussian(mean, torch.zeros_like(mean))
+
+    vae = tv.TransferVAE(shared_backbone("vgg19"), OwnHead(), tv.resize_decoder((5,), 32, width=8))
+    assert vae(random_images()).reconstruction.shape == (2, 3, 32, 32)
+    with pytest.raises(CheckpointError, match="OwnHead has no config"):
+        vae.save_pretrained(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.usefixtures("without_shape_checks")
+@each_kind
+def test_forward_and_objective_compile_as_one_graph_with_equal_values(kind: str) -> None:
+    vae, images = make_vae(kind).eval(), random_images(kind)
+
+    def objective(batch: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        output = vae(batch)
+        return (output.reconstruction, *tv.losses.elbo(output, batch))
+
+    torch.compiler.reset()
+    compiled = torch.compile(objective, fullgraph=True, backend="aot_eager")
+    assert_close(compiled(images), objective(images), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.usefixtures("without_shape_checks")
+def test_a_training_step_compiles_as_one_graph_with_gradients() -> None:
+    vae, images = make_vae().train(), random_images()
+    torch.compiler.reset()
+    compiled = torch.compile(lambda batch: tv.losses.elbo(vae(batch), batch).total, fullgraph=True, backend="aot_eager")
+    compiled(images).backward()
+    assert all(parameter.grad is not None for parameter in vae.trainable_parameters())
