@@ -11,7 +11,8 @@ import hashlib, os, sys
 from transfervae.training import EngineOptions, TrainOptions, train
 
 options = TrainOptions(
-    backbone="timm:test_resnet", weights=None, image_size=(32, 32), latent_dim=8, width=32, faces=50, batch_size=4, epochs=2
+    backbone="timm:test_resnet", weights=None, image_size=(32, 32), latent_dim=8, width=32, faces=50, batch_size=4,
+    epochs=2,
 )
 engine = EngineOptions(accelerator="cpu", devices=2, strategy="ddp", workers=0)
 out = sys.argv[1]
@@ -27,7 +28,8 @@ if rank == "0":
 else:
     state = result.vae.trainable_state()
 with open(f"{out}/rank{rank}", "w") as file:
-    file.write(digest(state) + " " + repr([{k: v for k, v in row.items() if k != "images_per_second"} for row in result.rows]))
+    rows = [{k: v for k, v in row.items() if k != "images_per_second"} for row in result.rows]
+    file.write(digest(state) + " " + repr(rows))
 """
 
 

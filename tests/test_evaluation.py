@@ -1,0 +1,83 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tests.strategies import SEEDS
+from transfervae import DiagonalGaussian, VAEOutput
+from transfervae.evaluation import ACTIVE_VARIANCE, HeldOutMetrics, mean_image_rmse
+
+
+def splits(count: int, cuts: list[int]) -> list[slice]:
+    edges = [0, *sorted({cut % count for cut in cuts} - {0}), count]
+    return [slice(first, last) for first, last in zip(edges, edges[1:], strict=False)]
+
+
+def random_output(count: int, dims: int, seed: int) -> tuple[VAEOutput, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    scale = torch.logspace(-2, 0.5, dims)
+    offset = 3 * torch.randn(dims, generator=generator)
+    mean = offset + scale * torch.randn(count, dims, generator=generator)
+    posterior = DiagonalGaussian(mean, torch.randn(count, dims, generator=generator))
+    images, reconstruction = torch.rand(2, count, 3, 4, 5, generator=generator)
+    return VAEOutput(reconstruction, posterior, mean), images
+
+
+def batch_of(output: VAEOutput, part: slice) -> VAEOutput:
+    posterior = DiagonalGaussian(output.posterior.mean[part], output.posterior.logvar[part])
+    return VAEOutput(output.reconstruction[part], posterior, output.latent[part])
+
+
+def naive(output: VAEOutput, images: Tensor) -> dict[str, float]:
+    mean, logvar = (values.double().numpy() for values in (output.posterior.mean, output.posterior.logvar))
+    errors = (output.reconstruction.double() - images.double()).numpy().reshape(len(images), -1)
+    return {
+        "rmse": np.mean(np.sqrt(np.mean(errors**2, axis=1) + 1e-8)).item(),
+        "kl": np.mean(np.sum(0.5 * (mean**2 + np.exp(logvar) - 1 - logvar), axis=1)).item(),
+        "active_units": int(np.sum(np.var(mean, axis=0) > ACTIVE_VARIANCE)),
+    }
+
+
+@given(count=st.integers(1, 30), dims=st.integers(1, 8), seed=SEEDS, cuts=st.lists(st.integers(0, 100), max_size=5))
+def test_figures_agree_with_float64_however_the_data_are_split(
+    count: int, dims: int, seed: int, cuts: list[int]
+) -> None:
+    output, images = random_output(count, dims, seed)
+    metrics = HeldOutMetrics(dims)
+    for part in splits(count, cuts):
+        metrics.update(batch_of(output, part), images[part])
+    figures = {name: value.item() for name, value in metrics.compute().items()}
+    assert figures == pytest.approx(naive(output, images), rel=1e-5)
+
+
+def test_map_latents_are_counted_by_their_values() -> None:
+    mean = torch.zeros(4, 2, 3, 3)
+    mean[::2, 0, 1, 1] = 5.0
+    posterior = DiagonalGaussian(mean, torch.zeros_like(mean))
+    metrics = HeldOutMetrics(18)
+    metrics.update(VAEOutput(torch.zeros(4, 3, 2, 2), posterior, mean), torch.zeros(4, 3, 2, 2))
+    assert metrics.compute()["active_units"].item() == 1
+
+
+def test_reset_starts_empty_again() -> None:
+    output, images = random_output(5, 3, seed=0)
+    metrics = HeldOutMetrics(3)
+    metrics.update(batch_of(output, slice(0, 4)), images[:4] * 0)
+    metrics.reset()
+    metrics.update(output, images)
+    assert metrics.compute()["rmse"].item() == pytest.approx(naive(output, images)["rmse"], rel=1e-5)
+
+
+@given(training=st.integers(1, 9), held_out=st.integers(1, 9), seed=SEEDS, cuts=st.lists(st.integers(0, 20)))
+def test_mean_image_rmse_agrees_with_float64_however_the_data_are_split(
+    training: int, held_out: int, seed: int, cuts: list[int]
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    seen, unseen = (torch.rand(count, 3, 4, 5, generator=generator) for count in (training, held_out))
+    value = mean_image_rmse(
+        [seen[part] for part in splits(training, cuts)], [unseen[part] for part in splits(held_out, cuts)]
+    )
+    errors = (unseen.double().numpy() - seen.double().numpy().mean(axis=0)).reshape(held_out, -1)
+    assert value == pytest.approx(np.mean(np.sqrt(np.mean(errors**2, axis=1) + 1e-8)), rel=1e-5)
