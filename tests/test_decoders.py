@@ -1,3 +1,4 @@
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -40,7 +41,7 @@ def test_channels_start_at_width_and_halve_down_to_32(width: int) -> None:
     decoder = resize_decoder((4,), 128, width=32 * width)
     channels = [norm.num_channels for norm in decoder.modules() if isinstance(norm, nn.GroupNorm)]
     assert channels[0] == 32 * width
-    assert all(32 <= after <= before for before, after in zip(channels, channels[1:], strict=False))
+    assert all(32 <= after <= before for before, after in pairwise(channels))
     assert all(count % NORM_GROUPS == 0 for count in channels)
 
 

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from transfervae.evaluation import ACTIVE_VARIANCE, HeldOutMetrics, mean_image_r
 
 def splits(count: int, cuts: list[int]) -> list[slice]:
     edges = [0, *sorted({cut % count for cut in cuts} - {0}), count]
-    return [slice(first, last) for first, last in zip(edges, edges[1:], strict=False)]
+    return [slice(first, last) for first, last in pairwise(edges)]
 
 
 def random_output(count: int, dims: int, seed: int) -> tuple[VAEOutput, Tensor]:

@@ -18,9 +18,7 @@ def draws(batch: int, shape: tuple[int, ...], seed: int) -> Tensor:
 
 @pytest.mark.parametrize("name", INTERPOLATIONS)
 @given(batch=BATCH_SIZES, shape=LATENT_SHAPES, seed=SEEDS, steps=st.integers(2, 6))
-def test_path_has_its_shape_and_its_ends(
-    name: str, batch: int, shape: tuple[int, ...], seed: int, steps: int
-) -> None:
+def test_path_has_its_shape_and_its_ends(name: str, batch: int, shape: tuple[int, ...], seed: int, steps: int) -> None:
     start, end = draws(batch, shape, seed)
     path = INTERPOLATIONS[name](start, end, torch.linspace(0, 1, steps, dtype=torch.float64))
     assert path.shape == (batch, steps, *shape)

@@ -25,7 +25,8 @@ def squares(first: Tensor, second: Tensor) -> Array:
 
 
 def naive_mse(first: Tensor, second: Tensor) -> Array:
-    return np.mean(squares(first, second), axis=1)
+    values: Array = np.mean(squares(first, second), axis=1)
+    return values
 
 
 def naive_rmse(first: Tensor, second: Tensor) -> Array:
@@ -33,13 +34,15 @@ def naive_rmse(first: Tensor, second: Tensor) -> Array:
 
 
 def naive_l1(first: Tensor, second: Tensor) -> Array:
-    return np.mean(np.sqrt(squares(first, second)), axis=1)
+    values: Array = np.mean(np.sqrt(squares(first, second)), axis=1)
+    return values
 
 
 def naive_nll(first: Tensor, second: Tensor, log_sigma: float) -> Array:
     errors = squares(first, second)
     density = -errors / (2 * math.exp(2 * log_sigma)) - log_sigma - 0.5 * math.log(2 * math.pi)
-    return -np.sum(density, axis=1)
+    values: Array = -np.sum(density, axis=1)
+    return values
 
 
 def naive_calibrated_nll(first: Tensor, second: Tensor) -> Array:

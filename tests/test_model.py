@@ -1,5 +1,4 @@
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -247,7 +246,7 @@ def test_each_decoder_round_trips(decoder: str, tmp_path: Path) -> None:
 def test_a_model_in_channels_last_is_saved(tmp_path: Path) -> None:
     vae = make_vae().eval()
     expected = vae.sample(2, generator=seeded(0))
-    vae.decoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    vae.decoder.to(memory_format=torch.channels_last)
     vae.save_pretrained(tmp_path)
     again = tv.TransferVAE.from_pretrained(tmp_path, backbone=shared_backbone("vgg19"))
     assert torch.equal(again.sample(2, generator=seeded(0)), expected)
@@ -381,7 +380,7 @@ def test_missing_and_wrong_tensors_are_named(saved: Path, tmp_path: Path) -> Non
     folder = copy_of(saved, tmp_path)
     vae = tv.build_vae(shared_backbone("vgg19"), image_size=32, latent_dim=6, width=16)
     vae.save_pretrained(tmp_path / "other")
-    os.replace(tmp_path / "other" / "model.safetensors", folder / "model.safetensors")
+    (tmp_path / "other" / "model.safetensors").replace(folder / "model.safetensors")
     with pytest.raises(CheckpointError, match="5 differ, first "):
         tv.TransferVAE.from_pretrained(folder, backbone=shared_backbone("vgg19"))
 
@@ -415,22 +414,10 @@ def test_a_part_that_cannot_be_built_again_is_not_saved(tmp_path: Path) -> None:
     assert not (tmp_path / "model").exists()
 
 
-@pytest.fixture(scope="module")
-def compile_report() -> dict[str, float | str]:
+def test_each_kind_compiles_as_one_graph_with_equal_values_and_all_gradients() -> None:
     command = [sys.executable, "-m", "tests.compile_all"]
     run = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     report: dict[str, float | str] = json.loads(run.stdout)
-    return report
-
-
-@each_kind
-def test_forward_and_objective_compile_as_one_graph_with_equal_values(
-    kind: str, compile_report: dict[str, float | str]
-) -> None:
-    assert compile_report[kind] == pytest.approx(0, abs=1e-4)
-
-
-def test_a_compiled_training_step_gives_every_trainable_parameter_a_gradient(
-    compile_report: dict[str, float | str],
-) -> None:
-    assert compile_report["without gradient"] == 0
+    failed = {name: value for name, value in report.items() if not isinstance(value, int | float) or value > 1e-4}
+    assert report.keys() >= KINDS.keys()
+    assert failed == {}

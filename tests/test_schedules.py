@@ -19,7 +19,7 @@ def test_constant_is_beta_at_every_step(beta: float, step: int) -> None:
 
 @given(beta=BETAS, steps=LENGTHS, step=STEPS)
 def test_linear_warmup_agrees_with_exact_fractions(beta: float, steps: int, step: int) -> None:
-    expected = Fraction(beta) * min(Fraction(step, steps), 1)
+    expected = Fraction(beta) * min(Fraction(step, steps), Fraction(1))
     assert linear_warmup(beta, steps)(step) == pytest.approx(float(expected))
 
 
@@ -32,7 +32,7 @@ def test_linear_warmup_starts_at_zero_and_arrives_exactly(beta: float, steps: in
 @given(beta=BETAS, period=LENGTHS, parts=st.integers(1, 8), step=STEPS)
 def test_cyclic_agrees_with_exact_fractions(beta: float, period: int, parts: int, step: int) -> None:
     ramp = parts / 8
-    expected = Fraction(beta) * min(Fraction(step % period, period) / Fraction(ramp), 1)
+    expected = Fraction(beta) * min(Fraction(step % period, period) / Fraction(ramp), Fraction(1))
     assert cyclic(beta, period, ramp=ramp)(step) == pytest.approx(float(expected))
 
 

@@ -14,7 +14,7 @@ def make(*, node: int = 0, scale: float = 1.0, mean: float = 0.5, std: float = 0
 
 
 class Stubborn(nn.Module):
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, _: Tensor) -> Tensor:
         raise RuntimeError("no size will do\nsecond line")
 
 
@@ -56,9 +56,7 @@ def test_the_network_is_probed_once_per_size() -> None:
 
 
 def test_a_network_that_takes_no_size_says_so_with_its_reason() -> None:
-    backbone = FrozenBackbone(
-        Stubborn(), Source("own", 0, None), out_channels=3, mean=(0.5,) * 3, std=(0.2,) * 3
-    )
+    backbone = FrozenBackbone(Stubborn(), Source("own", 0, None), out_channels=3, mean=(0.5,) * 3, std=(0.2,) * 3)
     with pytest.raises(ImageSizeError, match=r"no size near it works \(no size will do\)\.$"):
         backbone.feature_shape(8)
 

@@ -28,7 +28,7 @@ class Fickle(nn.Module):
         grid = self.dropout(self.norm(self.convolution(images)))
         if self.training and torch.rand(()) < self.rate:
             return torch.zeros_like(grid)
-        return grid.relu()
+        return torch.relu(grid)
 
 
 def fickle_backbone() -> tv.FrozenBackbone:
@@ -38,9 +38,7 @@ def fickle_backbone() -> tv.FrozenBackbone:
 
 
 def drop_path_backbone() -> tv.FrozenBackbone:
-    network = timm.create_model(
-        "test_efficientnet", drop_rate=0.4, drop_path_rate=0.4, num_classes=0, global_pool=""
-    )
+    network = timm.create_model("test_efficientnet", drop_rate=0.4, drop_path_rate=0.4, num_classes=0, global_pool="")
     return tv.FrozenBackbone(network, Source("drop path", 0, None), out_channels=256, mean=(0.5,) * 3, std=(0.2,) * 3)
 
 
@@ -197,7 +195,9 @@ def test_images_of_any_float_type_give_features_in_the_network_s_own(kind: str, 
     ids=["uint8", "to 255", "normalised", "gray", "channels last", "no batch", "empty", "nan"],
 )
 @pytest.mark.parametrize("training", [False, True])
-def test_tensors_that_are_no_images_are_refused(kind: str, spoil: Callable[[Tensor], Tensor], *, training: bool) -> None:
+def test_tensors_that_are_no_images_are_refused(
+    kind: str, spoil: Callable[[Tensor], Tensor], *, training: bool
+) -> None:
     backbone = shared_backbone(kind).train(training)
     with pytest.raises(InvalidImageError):
         backbone(spoil(random_images(kind)))

@@ -8,23 +8,11 @@ from pathlib import Path
 
 COMMAND = [sys.executable, "-m", "transfervae"]
 
-TINY = (
-    *("--backbone", "timm:test_resnet", "--weights", "none", "--image-size", "32", "--latent-dim", "8"),
-    *(
-        "--width",
-        "32",
-        "--faces",
-        "48",
-        "--batch-size",
-        "8",
-        "--workers",
-        "0",
-        "--accelerator",
-        "cpu",
-        "--devices",
-        "1",
-    ),
-)
+TINY_OPTIONS = """
+    --backbone timm:test_resnet --weights none --image-size 32 --latent-dim 8 --width 32 --faces 48 --batch-size 8
+    --workers 0 --accelerator cpu --devices 1
+"""
+TINY = tuple(TINY_OPTIONS.split())
 
 
 def environment() -> dict[str, str]:

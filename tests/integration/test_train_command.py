@@ -26,6 +26,7 @@ def test_run_folder_is_complete(faces_run: tuple[Path, str]) -> None:
             picture.load()
     assert {path.name for path in (out / "checkpoints").iterdir()} == {"best.safetensors", "last.safetensors"}
     assert json.loads((out / "config.json").read_text())["options"]["image_size"] == [48, 64]
+    assert json.loads((out / "result.json").read_text())["latent_size"] == 128
     assert not list(out.rglob("*.tmp"))
     assert not [path for path in out.rglob("*") if path.suffix in {".ckpt", ".pt", ".pth", ".pkl"}]
 

@@ -1,6 +1,7 @@
 """One training run from options to pictures."""
 
 import logging
+import math
 import os
 import signal
 import warnings
@@ -78,10 +79,10 @@ def train(
 ) -> TrainResult:
     """Train a model and leave everything about it in a folder.
 
-    The folder gets `config.json`, `metrics.csv`, `history.png`, `architecture.png`, `reconstructions.png`,
-    `samples.png`, `model/` (the best epoch, for `TransferVAE.from_pretrained`) and `checkpoints/`. Each file is written
-    aside and renamed, so that a run that is killed leaves whole files and can be resumed from its last full epoch; on
-    the CPU the result is then the same, bit for bit, as without the interruption.
+    The folder gets `config.json`, `metrics.csv`, `result.json`, `history.png`, `architecture.png`,
+    `reconstructions.png`, `samples.png`, `model/` (the best epoch, for `TransferVAE.from_pretrained`) and
+    `checkpoints/`. Each file is written aside and renamed, so that a run that is killed leaves whole files and can be
+    resumed from its last full epoch; on the CPU the result is then the same, bit for bit, as without the interruption.
 
     Args:
         options: What is learned.
@@ -263,6 +264,16 @@ def _conclude(
     write_samples(folder.samples, best, seed=options.seed)
     batches = max(1, MEAN_IMAGE_SAMPLE // options.batch_size)
     baseline = mean_image_rmse(islice(images.batches(images.training), batches), images.batches(images.held_out))
+    figures = {
+        "epoch": recorder.best["epoch"],
+        "rmse": recorder.best["val/rmse"],
+        "mean_image_rmse": baseline,
+        "kl": recorder.best["val/kl"],
+        "active_units": recorder.best["val/active_units"],
+        "latent_size": math.prod(best.latent_shape),
+        "images_per_second": recorder.best["images_per_second"],
+    }
+    write_json(folder.result, figures)
     return TrainResult(best, recorder.rows, recorder.best, baseline)
 
 

@@ -34,6 +34,7 @@ class RunFolder:
         self.model = root / "model"
         self.checkpoints = root / "checkpoints"
         self.last = self.checkpoints / "last.safetensors"
+        self.result = root / "result.json"
         self.metrics = root / "metrics.csv"
         self.history = root / "history.png"
         self.reconstructions = root / "reconstructions.png"

@@ -1,0 +1,189 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tests.samples import random_images
+from transfervae import FrozenBackbone, build_vae, create_backbone
+from transfervae.backbones.frozen import Source
+from transfervae.backbones.timm import StageFeatures, is_timm_name
+from transfervae.errors import UnknownNameError, WeightsMismatchError, WeightsUnavailableError
+
+NETWORKS = {"test_resnet": 64, "test_efficientnet": 64, "test_convnext": 64, "test_vit": 32}
+SWIN = "swin_tiny_patch4_window7_224"
+each_network = pytest.mark.parametrize("name", NETWORKS)
+
+
+def normalised(images: Tensor, config: Any) -> Tensor:
+    mean, std = (torch.tensor(config[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
+    return (images - mean) / std
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Whole networks' weights, classifiers included, with statistics that are not the initial ones."""
+    folder = tmp_path_factory.mktemp("weights")
+    paths = {}
+    for name in NETWORKS:
+        torch.manual_seed(1)
+        state = timm.create_model(name).state_dict()
+        for key, value in state.items():
+            if key.endswith("running_var"):
+                value.uniform_(0.5, 2)
+        paths[name] = folder / f"{name}.pth"
+        torch.save(state, paths[name])
+        save_file(state, paths[name].with_suffix(".safetensors"))
+    return paths
+
+
+@each_network
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_every_stage_equals_timm_s_own_with_weights_from_a_file(
+    name: str, suffix: str, weights: dict[str, Path]
+) -> None:
+    whole: Any = timm.create_model(name)
+    whole.load_state_dict(torch.load(weights[name], weights_only=True))
+    images = torch.rand(2, 3, NETWORKS[name], NETWORKS[name])
+    with torch.no_grad():
+        stages = whole.eval().forward_intermediates(normalised(images, whole.pretrained_cfg), intermediates_only=True)
+    for index, expected in enumerate(stages):
+        backbone = create_backbone(f"timm:{name}", node=index, weights=weights[name].with_suffix(suffix))
+        torch.testing.assert_close(backbone(images), expected, rtol=1e-4, atol=1e-5)
+
+
+@each_network
+def test_the_last_stage_is_the_default_and_negative_indices_count_from_it(name: str) -> None:
+    default = create_backbone(f"timm:{name}", weights=None)
+    last = create_backbone(f"timm:{name}", node=-1, weights=None)
+    index = default.source.node
+    assert isinstance(index, int)
+    assert index >= 0
+    assert (
+        default.fingerprint == last.fingerprint == create_backbone(f"timm:{name}", node=index, weights=None).fingerprint
+    )
+    assert create_backbone(f"timm:{name}", node=str(index), weights=None).source.node == index
+
+
+@each_network
+def test_layers_past_the_node_are_not_kept(name: str) -> None:
+    early, late = (create_backbone(f"timm:{name}", node=node, weights=None) for node in (0, -1))
+    assert len(early.network.state_dict()) < len(late.network.state_dict())
+    assert not any("head" in key or "classifier" in key or "fc" in key.split(".") for key in late.network.state_dict())
+
+
+@each_network
+def test_normalisation_is_the_network_s_own(name: str) -> None:
+    backbone = create_backbone(f"timm:{name}", weights=None)
+    config: Any = timm.get_pretrained_cfg(name)
+    torch.testing.assert_close(backbone.mean.flatten(), torch.tensor(config.mean))
+    torch.testing.assert_close(backbone.std.flatten(), torch.tensor(config.std))
+    assert backbone.source.native_size == tuple(config.input_size[1:])
+
+
+def test_a_vit_gives_a_map_without_prefix_tokens_at_sizes_of_any_ratio() -> None:
+    backbone = create_backbone("timm:test_vit", weights=None)
+    assert backbone(torch.rand(2, 3, 32, 64)).shape == (2, 64, 2, 4)
+    assert backbone(torch.rand(1, 3, 160, 160)).shape == (1, 64, 10, 10)
+
+
+def test_a_channels_last_network_gives_channels_first() -> None:
+    torch.manual_seed(0)
+    oracle = timm.create_model(SWIN, features_only=True, out_indices=(0,)).eval()
+    assert oracle.output_fmt == "NHWC"
+    network = StageFeatures(oracle, channels_last=True)
+    images = random_images(count=1).repeat(1, 1, 7, 7)
+    backbone = FrozenBackbone(network, Source(SWIN, 0, None), out_channels=96, mean=(0.5,) * 3, std=(0.2,) * 3)
+    with torch.no_grad():
+        expected = oracle((images - 0.5) / 0.2)[0].permute(0, 3, 1, 2)
+    assert torch.equal(backbone(images), expected)
+
+
+def test_a_channels_last_network_is_recognised() -> None:
+    backbone = create_backbone(f"timm:{SWIN}", node=0, weights=None)
+    features = backbone(random_images(count=1).repeat(1, 1, 7, 7))
+    assert features.shape == (1, 96, 56, 56)
+    assert isinstance(backbone.network, StageFeatures)
+    assert backbone.network.channels_last
+
+
+def test_a_model_is_built_on_any_of_them() -> None:
+    for name, size in NETWORKS.items():
+        vae = build_vae(f"timm:{name}", weights=None, image_size=size, latent_dim=3, width=8)
+        assert vae(torch.rand(2, 3, size, size)).reconstruction.shape == (2, 3, size, size)
+
+
+@pytest.mark.parametrize("node", [9, -9, "stage1", "1.5"])
+def test_a_stage_that_is_not_there_is_refused(node: str | int) -> None:
+    with pytest.raises(UnknownNameError, match=r"node of timm:test_vit.*Known: 0, 1, 2, 3, 4, 5\..*-6 to -1"):
+        create_backbone("timm:test_vit", node=node, weights=None)
+
+
+def test_unknown_names_and_tags_suggest_the_nearest() -> None:
+    with pytest.raises(UnknownNameError, match="Did you mean 'resnet18'"):
+        create_backbone("timm:resnet_18", weights=None)
+    with pytest.raises(UnknownNameError, match=r"tag of timm:test_resnet 'r160_in1'.*Did you mean 'r160_in1k'"):
+        create_backbone("timm:test_resnet.r160_in1", weights=None)
+
+
+def test_names_are_known_with_and_without_a_tag() -> None:
+    assert is_timm_name("test_resnet")
+    assert is_timm_name("test_resnet.r160_in1k")
+    assert not is_timm_name("vgg20")
+
+
+def test_weights_of_another_network_are_refused_and_misfits_named(weights: dict[str, Path]) -> None:
+    with pytest.raises(WeightsMismatchError, match=r"timm:test_resnet: .*is missing; .*is missing; .*, and \d+ more"):
+        create_backbone("timm:test_resnet", weights=weights["test_vit"])
+
+
+def test_a_wrong_shape_is_named(weights: dict[str, Path], tmp_path: Path) -> None:
+    state = torch.load(weights["test_resnet"], weights_only=True)
+    state["layer1.0.conv1.weight"] = torch.zeros(2, 2)
+    torch.save(state, tmp_path / "wrong.pth")
+    with pytest.raises(WeightsMismatchError, match=r"layer1\.0\.conv1\.weight"):
+        create_backbone("timm:test_resnet", weights=tmp_path / "wrong.pth")
+
+
+@pytest.mark.parametrize("change", ["missing", "unexpected"])
+def test_a_wrong_name_is_named(weights: dict[str, Path], tmp_path: Path, change: str) -> None:
+    state = torch.load(weights["test_resnet"], weights_only=True)
+    value = state.pop("layer1.0.conv1.weight")
+    name = "layer1.0.conv1.weight"
+    if change == "unexpected":
+        state |= {name: value, "layer1.7.weight": value}
+        name = "layer1.7.weight"
+    torch.save(state, tmp_path / "wrong.pth")
+    with pytest.raises(WeightsMismatchError, match=f"{name} is"):
+        create_backbone("timm:test_resnet", weights=tmp_path / "wrong.pth")
+
+
+def test_the_fingerprint_follows_the_weights_and_the_stage(weights: dict[str, Path]) -> None:
+    name = "timm:test_resnet"
+    fingerprints = {
+        create_backbone(name, weights=None).fingerprint,
+        create_backbone(name, weights=weights["test_resnet"]).fingerprint,
+        create_backbone(name, node=0, weights=weights["test_resnet"]).fingerprint,
+    }
+    assert len(fingerprints) == 3
+    again = create_backbone(name, weights=weights["test_resnet"].with_suffix(".safetensors"))
+    assert again.fingerprint in fingerprints
+
+
+def test_weights_that_nobody_publishes_are_an_error_that_names_the_way_out() -> None:
+    name = next(name for name in timm.list_models("vit_*") if not has_weights(name))
+    with pytest.raises(WeightsUnavailableError, match=r"publishes no weights.*weights=PATH"):
+        create_backbone(f"timm:{name}", weights="default")
+
+
+def has_weights(name: str) -> bool:
+    config = timm.get_pretrained_cfg(name)
+    return bool(config and (config.hf_hub_id or config.url))
+
+
+def test_the_license_is_that_of_the_default_weights_alone(weights: dict[str, Path]) -> None:
+    assert create_backbone("timm:test_resnet", weights=weights["test_resnet"]).license is None
+    assert create_backbone("timm:test_resnet", weights=None).license is None
