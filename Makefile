@@ -7,7 +7,7 @@ DEMO := runs/demo
 
 demo: $(VENV)/demo
 	rm -rf $(DEMO)
-	$(BIN)/transfervae train --faces 2000 --image-size 64 --epochs 5 --out $(DEMO)
+	$(BIN)/transfervae train --faces 3000 --image-size 64 --epochs 5 --out $(DEMO)
 
 test: $(VENV)/test
 	$(BIN)/ruff check .

@@ -33,7 +33,7 @@ def parameters_without_gradient() -> int:
 
 
 def main() -> None:
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     report: dict[str, float | str] = {}
     for kind in KINDS:
         try:

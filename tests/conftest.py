@@ -3,7 +3,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 settings.register_profile(
     "small",
     deadline=None,

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tests.strategies import IMAGE_SIZES, LATENT_SHAPES, MAP_SHAPES
-from transfervae.decoders import DECODERS, NORM_GROUPS, Decoder, pixelshuffle_decoder, resize_decoder
+from transfervae.decoders import DECODERS, GROUP_CHANNELS, Decoder, pixelshuffle_decoder, resize_decoder
 from transfervae.errors import ImageSizeError, InvalidOptionError, ShapeError
 
 SIDES = st.integers(9, 33)
@@ -37,12 +37,12 @@ def test_a_map_of_matching_ratio_is_not_resampled(side: int) -> None:
 
 
 @given(width=st.integers(1, 16))
-def test_channels_start_at_width_and_halve_down_to_32(width: int) -> None:
+def test_channels_start_at_width_and_halve_down_to_16(width: int) -> None:
     decoder = resize_decoder((4,), 128, width=32 * width)
     channels = [norm.num_channels for norm in decoder.modules() if isinstance(norm, nn.GroupNorm)]
     assert channels[0] == 32 * width
-    assert all(32 <= after <= before for before, after in pairwise(channels))
-    assert all(count % NORM_GROUPS == 0 for count in channels)
+    assert all(16 <= after <= before for before, after in pairwise(channels))
+    assert all(count % GROUP_CHANNELS == 0 for count in channels)
 
 
 @given(latent_shape=st.one_of(st.just((4,)), MAP_SHAPES), image_size=st.tuples(SIDES, SIDES))

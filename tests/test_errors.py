@@ -11,20 +11,21 @@ TREE = [
     for _, error in inspect.getmembers(errors, inspect.isclass)
     if issubclass(error, Exception) and error is not errors.TransferVAEError
 ]
-FILE_ERRORS = (
-    errors.WeightsUnavailableError,
-    errors.CheckpointError,
-    errors.ImageFileError,
-    errors.FileWriteError,
-    errors.RunFolderError,
-)
+BUILTINS: dict[type[Exception], type[Exception]] = {
+    errors.WeightsUnavailableError: OSError,
+    errors.CheckpointError: OSError,
+    errors.ImageFileError: OSError,
+    errors.FileWriteError: OSError,
+    errors.RunFolderError: OSError,
+    errors.MissingExtraError: ImportError,
+    errors.DivergedError: ArithmeticError,
+}
 
 
 @pytest.mark.parametrize("error", TREE)
 def test_every_error_derives_from_the_base_and_from_a_builtin(error: type[Exception]) -> None:
     assert issubclass(error, errors.TransferVAEError)
-    builtin = ImportError if error is errors.MissingExtraError else OSError if error in FILE_ERRORS else ValueError
-    assert issubclass(error, builtin)
+    assert issubclass(error, BUILTINS.get(error, ValueError))
 
 
 @pytest.mark.parametrize("error", TREE)

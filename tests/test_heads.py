@@ -38,6 +38,22 @@ def test_autocast_changes_nothing(values: Tensor, latent_dim: int) -> None:
     assert torch.equal(cast.logvar, plain.logvar)
 
 
+@given(values=features(), latent_dim=LATENT_DIMS)
+def test_posterior_agrees_with_its_formula_in_float64_also_under_autocast(values: Tensor, latent_dim: int) -> None:
+    head = GaussianHead(values.shape[1:], latent_dim)
+    torch.nn.init.normal_(head.logvar.weight, std=0.01)
+    flat = values.double().flatten(1)
+    spread = (flat.var(dim=1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+    normal = (flat - flat.mean(dim=1, keepdim=True)) / spread
+    mean = normal @ head.mean.weight.double().T
+    logvar = 20 / math.pi * torch.atan(math.pi / 20 * normal @ head.logvar.weight.double().T)
+    with torch.autocast("cpu", torch.bfloat16):
+        posterior = head(values)
+    tolerance = 1e-4 + 1e-5 * (flat.abs().amax() / spread.amin()).item()
+    assert_close(posterior.mean.double(), mean, rtol=1e-4, atol=tolerance)
+    assert_close(posterior.logvar.double(), logvar, rtol=1e-4, atol=tolerance)
+
+
 def test_a_head_in_half_precision_computes_in_float32() -> None:
     head = GaussianHead((4, 2, 2), 3).to(torch.bfloat16)
     posterior = head(torch.randn(2, 4, 2, 2, dtype=torch.bfloat16))

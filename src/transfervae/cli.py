@@ -107,7 +107,7 @@ def train(
     decoder: Annotated[str, typer.Option(help=", ".join(DECODERS), rich_help_panel=MODEL_PANEL)] = "resize",
     width: Annotated[
         int, typer.Option(help="Channels at the decoder's smallest grid.", rich_help_panel=MODEL_PANEL)
-    ] = 256,
+    ] = 128,
     reconstruction: Annotated[
         str, typer.Option(help=", ".join(RECONSTRUCTIONS), rich_help_panel=OBJECTIVE_PANEL)
     ] = "rmse",
@@ -270,7 +270,7 @@ def summary(
     image_size: Annotated[str, typer.Option(help="Pixels: 128, or 96x128 (height x width).")] = "128",
     latent_dim: Annotated[int, typer.Option(help="Length of the latent vector.")] = 128,
     decoder: Annotated[str, typer.Option(help=", ".join(DECODERS))] = "resize",
-    width: Annotated[int, typer.Option(help="Channels at the decoder's smallest grid.")] = 256,
+    width: Annotated[int, typer.Option(help="Channels at the decoder's smallest grid.")] = 128,
     weights: Weights = None,
 ) -> None:
     """Show what a model is made of: shapes, trainable and frozen parameters, and FLOPs for one image.

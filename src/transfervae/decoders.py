@@ -12,8 +12,8 @@ from transfervae.errors import InvalidOptionError, ShapeError
 from transfervae.shapes import Images, Latents, check_positive, parse_image_size
 
 LARGEST_START_GRID = 8
-NARROWEST_STAGE = 32
-NORM_GROUPS = 8
+NARROWEST_STAGE = 16
+GROUP_CHANNELS = 8
 
 Size: TypeAlias = tuple[int, int]
 MakeUpsample: TypeAlias = Callable[[int, int, Size], nn.Module]
@@ -32,7 +32,7 @@ class Decoder(nn.Module):
 
     Each stage is an upsampling to the next size, group normalisation (Wu & He 2018) and SiLU. Sizes are those that
     result from halving the image's with rounding up, so that odd and non-square images come out exactly. Channels
-    start at `width` and halve with each stage, down to 32.
+    start at `width` and halve with each stage, down to 16.
 
     Attributes:
         latent_shape: (d,) or (c, h, w).
@@ -57,11 +57,11 @@ class Decoder(nn.Module):
         if len(self.latent_shape) not in (1, 3) or min(self.latent_shape) < 1:
             raise ShapeError(f"latent_shape must be (d,) or (c, h, w), each at least 1, got {self.latent_shape}.")
         check_positive(width=width)
-        if width % NORM_GROUPS:
-            raise InvalidOptionError(f"width must be a multiple of {NORM_GROUPS}, got {width}.")
+        if width % GROUP_CHANNELS:
+            raise InvalidOptionError(f"width must be a multiple of {GROUP_CHANNELS}, got {width}.")
         sizes = _grid_sizes(self.latent_shape, image_size)
         channels = [max(min(NARROWEST_STAGE, width), width >> i) for i in range(len(sizes))]
-        channels = [count - count % NORM_GROUPS for count in channels]
+        channels = [count - count % GROUP_CHANNELS for count in channels]
         self.stem = nn.Sequential(_stem(self.latent_shape, channels[0], sizes[0]), *_activate(channels[0]))
         self.stages = nn.ModuleList(
             nn.Sequential(make_upsample(before, after, size), *_activate(after))
@@ -121,7 +121,7 @@ class CropTo(nn.Module):
         return grid[..., :height, :width]
 
 
-def resize_decoder(latent_shape: Sequence[int], image_size: int | Sequence[int], *, width: int = 256) -> Decoder:
+def resize_decoder(latent_shape: Sequence[int], image_size: int | Sequence[int], *, width: int = 128) -> Decoder:
     """Build a decoder of nearest-neighbour upsampling and 3x3 convolution, which leaves no checkerboard (Odena 2016).
 
     Args:
@@ -140,7 +140,7 @@ def resize_decoder(latent_shape: Sequence[int], image_size: int | Sequence[int],
     return Decoder("resize", latent_shape, parse_image_size(image_size), width, _resize)
 
 
-def transpose_decoder(latent_shape: Sequence[int], image_size: int | Sequence[int], *, width: int = 256) -> Decoder:
+def transpose_decoder(latent_shape: Sequence[int], image_size: int | Sequence[int], *, width: int = 128) -> Decoder:
     """Build a decoder of transposed convolutions, kernel 4 and stride 2: the kernel is a multiple of the stride.
 
     Args:
@@ -159,7 +159,7 @@ def transpose_decoder(latent_shape: Sequence[int], image_size: int | Sequence[in
     return Decoder("transpose", latent_shape, parse_image_size(image_size), width, _transpose)
 
 
-def pixelshuffle_decoder(latent_shape: Sequence[int], image_size: int | Sequence[int], *, width: int = 256) -> Decoder:
+def pixelshuffle_decoder(latent_shape: Sequence[int], image_size: int | Sequence[int], *, width: int = 128) -> Decoder:
     """Build a decoder of sub-pixel convolutions (Shi et al. 2016), started without checkerboard (Aitken et al. 2017).
 
     Args:
@@ -195,6 +195,7 @@ def _transpose(before: int, after: int, size: Size) -> nn.Module:
 def _pixelshuffle(before: int, after: int, size: Size) -> nn.Module:
     convolution = nn.Conv2d(before, 4 * after, kernel_size=3, padding=1)
     convolution.weight.data = convolution.weight.data[::4].repeat_interleave(4, dim=0)
+    nn.init.zeros_(convolution.bias)  # type: ignore[arg-type]
     return nn.Sequential(convolution, nn.PixelShuffle(2), CropTo(size))
 
 
@@ -209,7 +210,7 @@ def _stem(latent_shape: tuple[int, ...], channels: int, size: Size) -> nn.Module
 
 
 def _activate(channels: int) -> tuple[nn.Module, nn.Module]:
-    return nn.GroupNorm(NORM_GROUPS, channels), nn.SiLU()
+    return nn.GroupNorm(channels // GROUP_CHANNELS, channels), nn.SiLU()
 
 
 def _grid_sizes(latent_shape: tuple[int, ...], image_size: Size) -> list[Size]:

@@ -59,12 +59,12 @@ class HeldOutMetrics(Metric):
         }
 
 
-def mean_image_rmse(training: Iterable[Images], held_out: Iterable[Images]) -> float:
+def mean_image_rmse(training: Iterable[Tensor], held_out: Iterable[Tensor]) -> float:
     """RMSE of predicting the mean training image for every held-out image: what a model has to beat.
 
     Args:
-        training: Batches of images in [0, 1].
-        held_out: Batches of images in [0, 1].
+        training: Batches of images, `[b, 3, h, w]` in [0, 1].
+        held_out: Batches of images, `[b, 3, h, w]` in [0, 1].
 
     Returns:
         Mean over the held-out images, in [0, 1].

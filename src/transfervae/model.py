@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar, cast, runtime_checkable
 
@@ -223,7 +224,7 @@ class TransferVAE(nn.Module):
         """
         own = self.trainable_state()
         misfits = sorted(own.keys() ^ state.keys())
-        misfits += [name for name in own.keys() & state.keys() if own[name].shape != state[name].shape]
+        misfits += [name for name in own if name in state and own[name].shape != state[name].shape]
         if misfits:
             raise CheckpointError(
                 f"The weights do not fit the model; {len(misfits)} differ, first {', '.join(misfits[:3])}."
@@ -275,20 +276,16 @@ class TransferVAE(nn.Module):
         """
         path = Path(folder)
         config, tensors = read_model(path)
-        try:
+        with _refusing(path):
             head = _build(HEADS, config["head"])
             decoder = _build(DECODERS, config["decoder"])
-            recipe = dict(config["backbone"])
-            name, node, fingerprint = recipe["name"], recipe["node"], recipe["fingerprint"]
-            source = weights if weights is not None else recipe["weights"]
-        except (KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{str(path / 'config.json')!r} lacks or garbles {error}.") from error
-        except TransferVAEError as error:
-            raise CheckpointError(f"{str(path / 'config.json')!r} describes no model: {error}") from error
-        frozen = backbone or _find_backbone(name, node, source)
-        if frozen.fingerprint != fingerprint:
+            recipe = {key: config["backbone"][key] for key in ("name", "node", "weights", "fingerprint")}
+            name, node = str(recipe["name"]), recipe["node"]
+        frozen = backbone or _find_backbone(name, node, recipe["weights"] if weights is None else weights)
+        if frozen.fingerprint != recipe["fingerprint"]:
             raise FingerprintMismatchError(_mismatch_message(path, recipe, frozen))
-        vae = TransferVAE(frozen, head, decoder)
+        with _refusing(path):
+            vae = TransferVAE(frozen, head, decoder)
         vae.load_trainable_state(tensors)
         return vae.eval()
 
@@ -313,7 +310,7 @@ def build_vae(
     node: str | int | None = None,
     weights: str | os.PathLike[str] | None = "default",
     decoder: str = "resize",
-    width: int = 256,
+    width: int = 128,
 ) -> TransferVAE:
     """Build a model in one line.
 
@@ -353,6 +350,15 @@ def _build(builders: Mapping[str, Any], config: Mapping[str, Any]) -> nn.Module:
         raise UnknownNameError("part", kind, builders)
     part: nn.Module = builders[kind](**options)
     return part
+
+
+@contextmanager
+def _refusing(folder: Path) -> Iterator[None]:
+    """Turn whatever a garbled configuration causes into one error that names it."""
+    try:
+        yield
+    except (TransferVAEError, KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as error:
+        raise CheckpointError(f"{str(folder / 'config.json')!r} describes no model: {error}") from error
 
 
 def _find_backbone(name: str, node: str | int, weights: str | os.PathLike[str] | None) -> FrozenBackbone:

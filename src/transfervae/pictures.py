@@ -31,7 +31,7 @@ TRAINABLE_COLOR = "#f0b27a"
 DATA_COLOR = "#eeeeee"
 
 
-def write_grid(path: Path, rows: Sequence[Images]) -> None:
+def write_grid(path: Path, rows: Sequence[Tensor]) -> None:
     """Write images as a PNG, one row a batch; small ones are enlarged by a whole factor.
 
     Args:

@@ -87,7 +87,7 @@ def parse_image_size(size: int | Sequence[int]) -> tuple[int, int]:
     Raises:
         ImageSizeError: For anything else, or a side below 1.
     """
-    sides = (size, size) if isinstance(size, int) else tuple(size)
+    sides = (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, Sequence) else ()
     if len(sides) != 2 or not all(isinstance(side, int) and side >= 1 for side in sides):
         raise ImageSizeError(f"An image size is one positive number or (height, width), got {size!r}.")
     return sides[0], sides[1]

@@ -8,9 +8,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tests.samples import random_images
-from transfervae import FrozenBackbone, build_vae, create_backbone
-from transfervae.backbones.frozen import Source
-from transfervae.backbones.timm import StageFeatures, is_timm_name
+from transfervae import build_vae, create_backbone
+from transfervae.backbones.timm import is_timm_name
 from transfervae.errors import UnknownNameError, WeightsMismatchError, WeightsUnavailableError
 
 NETWORKS = {"test_resnet": 64, "test_efficientnet": 64, "test_convnext": 64, "test_vit": 32}
@@ -91,23 +90,22 @@ def test_a_vit_gives_a_map_without_prefix_tokens_at_sizes_of_any_ratio() -> None
 
 
 def test_a_channels_last_network_gives_channels_first() -> None:
-    torch.manual_seed(0)
-    oracle = timm.create_model(SWIN, features_only=True, out_indices=(0,)).eval()
-    assert oracle.output_fmt == "NHWC"
-    network = StageFeatures(oracle, channels_last=True)
-    images = random_images(count=1).repeat(1, 1, 7, 7)
-    backbone = FrozenBackbone(network, Source(SWIN, 0, None), out_channels=96, mean=(0.5,) * 3, std=(0.2,) * 3)
-    with torch.no_grad():
-        expected = oracle((images - 0.5) / 0.2)[0].permute(0, 3, 1, 2)
-    assert torch.equal(backbone(images), expected)
-
-
-def test_a_channels_last_network_is_recognised() -> None:
     backbone = create_backbone(f"timm:{SWIN}", node=0, weights=None)
-    features = backbone(random_images(count=1).repeat(1, 1, 7, 7))
-    assert features.shape == (1, 96, 56, 56)
-    assert isinstance(backbone.network, StageFeatures)
-    assert backbone.network.channels_last
+    oracle: Any = timm.create_model(SWIN, features_only=True, out_indices=(0,)).eval()
+    assert oracle.output_fmt == "NHWC"
+    state = {name.removeprefix("network.model."): tensor for name, tensor in backbone.network.state_dict().items()}
+    renamed = {name: state[name.replace("layers_0", "layers.0", 1)] for name in oracle.state_dict()}
+    oracle.load_state_dict(renamed)
+    images = random_images(count=1).repeat(1, 1, 7, 7)
+    with torch.no_grad():
+        expected = oracle(backbone.normalise(images))[0].permute(0, 3, 1, 2)
+    assert backbone(images).shape == (1, 96, 56, 56)
+    torch.testing.assert_close(backbone(images), expected)
+
+
+def test_a_network_that_chooses_its_own_way_to_give_features_serves_too() -> None:
+    backbone = create_backbone("timm:hardcorenas_a", node=1, weights=None)
+    assert backbone.feature_shape(64) == (backbone.out_channels, 16, 16)
 
 
 def test_a_model_is_built_on_any_of_them() -> None:

@@ -5,11 +5,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torchvision.models import vgg19
+from torchvision.models import VGG19_Weights, vgg19
 
 from tests.samples import random_images
 from transfervae import create_backbone
-from transfervae.backbones.vgg import IMAGENET_MEAN, IMAGENET_STD, NODES
+from transfervae.backbones.vgg import NODES
 from transfervae.errors import UnknownNameError, WeightsMismatchError
 
 SIZES = {1: (64, 32), 2: (128, 16), 3: (256, 8), 4: (512, 4), 5: (512, 2)}
@@ -41,7 +41,8 @@ def files(oracle: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Mappin
 @pytest.fixture(scope="module")
 def activations(oracle: nn.Module) -> Mapping[str, Tensor]:
     """The features at each node: after each ReLU and each pooling, in order."""
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    published = VGG19_Weights.IMAGENET1K_V1.transforms()
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (published.mean, published.std))
     values = (random_images() - mean) / std
     places = []
     for layer in oracle.get_submodule("features").children():

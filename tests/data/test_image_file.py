@@ -25,6 +25,7 @@ UNDO = {
     8: lambda values: np.rot90(values, 1),
 }
 ORIENTATION = 0x0112
+PILLOW_MAY_WARN = pytest.mark.filterwarnings("ignore::UserWarning")
 
 
 def random_pixels(height: int = 5, width: int = 7, channels: int = 3, seed: int = 0) -> Any:
@@ -163,6 +164,7 @@ def test_the_refusal_of_floating_point_pixels_names_the_file(tmp_path: Path) -> 
         read_image(tmp_path / "image.tiff")
 
 
+@PILLOW_MAY_WARN
 @pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "bmp", "webp", "tiff"])
 @pytest.mark.parametrize("kept", [0.0, 0.02, 0.3, 0.7])
 def test_a_file_cut_off_is_refused_by_name(tmp_path: Path, suffix: str, kept: float) -> None:
@@ -181,6 +183,7 @@ def test_garbage_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
         read_image(path)
 
 
+@PILLOW_MAY_WARN
 @given(data=st.data())
 def test_a_damaged_byte_gives_an_image_or_an_error_of_ours(tmp_path: Path, data: st.DataObject) -> None:
     suffix = data.draw(st.sampled_from(["png", "jpg", "webp", "gif", "tiff", "bmp"]))

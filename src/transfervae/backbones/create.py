@@ -35,7 +35,7 @@ def create_backbone(name: str = "vgg19", *, node: Node | None = None, weights: W
             that gives feature maps.
         node: Where the features are read: for vgg19 one of `block1_conv1` … `block5_conv4` (after the ReLU) and
             `block1_pool` … `block5_pool`, default `block5_pool`; otherwise a stage index, negative from the end,
-            default the last. Layers past it are not kept.
+            default the last (packaged: 3). Layers past it are not kept.
         weights: "default" for the published ones; a path to a .pth (read with `weights_only=True`) or .safetensors
             file; None for random ones, the same in every call.
 

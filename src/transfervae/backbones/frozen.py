@@ -187,7 +187,7 @@ class FrozenBackbone(nn.Module):
 
     def _nearest_sizes(self, size: tuple[int, int]) -> list[tuple[int, int]]:
         found = (candidate for candidate in self._candidates(size) if self._probe(candidate)[0] is not None)
-        return list(islice(dict.fromkeys(found), 2))
+        return list(islice(found, 2))
 
     def _candidates(self, size: tuple[int, int]) -> Iterator[tuple[int, int]]:
         """Sizes near the given one, nearest first: each side kept or rounded to multiples that networks ask for."""
@@ -198,4 +198,4 @@ class FrozenBackbone(nn.Module):
         sizes = {(height, width) for height in heights for width in widths if height and width}
         nearest = sorted(sizes, key=lambda other: (abs(other[0] - size[0]) + abs(other[1] - size[1]), other))
         native = [self.source.native_size] if self.source.native_size else []
-        return iter(nearest[:SIZES_TRIED] + native)
+        return iter(dict.fromkeys(nearest[:SIZES_TRIED] + native))

@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from importlib import import_module
 from os import PathLike
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from transfervae.backbones.frozen import FrozenBackbone, Source
@@ -21,24 +21,26 @@ from transfervae.shapes import Features, Images
 HUB_FILES = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors")
 
 
-class StageFeatures(nn.Module):
-    """One stage of a timm network, channels first."""
+FEATURES = MappingProxyType({"features_only": True, "feature_cls": "getter"})
+"""The way to ask for features that gives channels first for every network, and drops the layers past the stage."""
 
-    def __init__(self, network: nn.Module, *, channels_last: bool) -> None:
+
+class StageFeatures(nn.Module):
+    """One stage of a timm network."""
+
+    def __init__(self, network: nn.Module) -> None:
         """Wrap a network.
 
         Args:
-            network: timm's, with `features_only` and one output index.
-            channels_last: Whether it gives `[b, h, w, c]`.
+            network: timm's, with one output index.
         """
         super().__init__()
         self.network = network
-        self.channels_last = channels_last
 
     def forward(self, images: Images) -> Features:
         """Map normalised images to the stage's features, `[b, c, h, w]`."""
         features: Tensor = self.network(images)[0]
-        return rearrange(features, "b h w c -> b c h w") if self.channels_last else features
+        return features
 
 
 def create_timm(
@@ -66,7 +68,7 @@ def create_timm(
         raise UnknownNameError("timm network", name, timm.list_models(), hint="timm.list_models() names all.")
     stage = _stage_index(name, -1 if node is None else node)
     config = timm.get_pretrained_cfg(name)
-    options: dict[str, Any] = {"features_only": True, "out_indices": (stage,)}
+    options: dict[str, Any] = {**FEATURES, "out_indices": (stage,)}
     if weights == "default" and convert is None:
         _require_weights(name, config)
         options["pretrained"] = True
@@ -79,7 +81,7 @@ def create_timm(
     network = _create_quietly(name, options)
     preprocessing = network.pretrained_cfg
     return FrozenBackbone(
-        StageFeatures(network, channels_last=str(getattr(network, "output_fmt", "NCHW")).endswith("NHWC")),
+        StageFeatures(network),
         Source(
             source_name or f"timm:{name}",
             stage,
@@ -107,7 +109,7 @@ def is_timm_name(name: str) -> bool:
 def _stage_index(name: str, node: str | int) -> int:
     """The stage counted from 0, checked against the stages that the network has."""
     with torch.device("meta"):
-        network = _create_quietly(name, {"features_only": True})
+        network = _create_quietly(name, dict(FEATURES))
     stages = range(len(network.feature_info.info))
     try:
         return stages[int(node)]
@@ -118,11 +120,10 @@ def _stage_index(name: str, node: str | int) -> int:
 
 
 def _create_quietly(name: str, options: dict[str, Any]) -> Any:
-    """timm.create_model, its failures as our errors."""
-    timm = import_module("timm")
+    """Create a network, timm's failures as our errors."""
     with _silence("timm"):
         try:
-            return timm.create_model(name, **options)
+            return _create_model(name, options)
         except (AttributeError, RuntimeError, AssertionError) as error:
             raise UnknownNameError(
                 "feature network", f"timm:{name}", [], hint=f"timm gives no feature maps for it ({error})."
@@ -130,6 +131,14 @@ def _create_quietly(name: str, options: dict[str, Any]) -> Any:
         except OSError as error:
             reason = str(error).splitlines()[0]
             raise WeightsUnavailableError(f"The weights of timm:{name} cannot be fetched: {reason}") from error
+
+
+def _create_model(name: str, options: dict[str, Any]) -> Any:
+    timm = import_module("timm")
+    try:
+        return timm.create_model(name, **options)
+    except TypeError:  # a few networks choose their way to give features themselves
+        return timm.create_model(name, **{key: value for key, value in options.items() if key != "feature_cls"})
 
 
 def _check_fit(name: str, state: dict[str, Tensor], config: Any) -> None:

@@ -1,5 +1,6 @@
 """Pretrained weights: found, fetched and loaded without running code from files and without silent misfits."""
 
+import http.client
 import os
 import pickle
 import threading
@@ -19,6 +20,9 @@ from transfervae.errors import CheckpointError, WeightsMismatchError, WeightsUna
 
 REACH_SECONDS = 6.0
 MISFITS_NAMED = 3
+
+UNREADABLE = (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError)
+"""What safetensors and torch raise for files that are damaged or hold something else."""
 
 
 def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -40,8 +44,9 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         if file.suffix == ".safetensors":
             return load_file(file)
         state = torch.load(file, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{str(file)!r} cannot be read as weights: {str(error).splitlines()[0]}") from error
+    except UNREADABLE as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise CheckpointError(f"{str(file)!r} cannot be read as weights: {reason}") from error
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
         state = state["state_dict"]
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
@@ -69,7 +74,7 @@ def fetch_weights(url: str, *, owner: str) -> dict[str, Tensor]:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{file}.lock"):
             if not file.exists():
-                torch.hub.download_url_to_file(url, str(file), hash_prefix=_hash_prefix(file))
+                _download(url, file, owner=owner)
     return read_weights(file)
 
 
@@ -127,6 +132,9 @@ def describe_misfits(owner: str, misfits: list[str]) -> str:
     return f"The weights do not fit {owner}: {'; '.join(misfits[:MISFITS_NAMED])}{rest}."
 
 
-def _hash_prefix(file: Path) -> str:
-    """The start of the SHA-256 that torch's published files carry in their names."""
-    return file.stem.rpartition("-")[2]
+def _download(url: str, file: Path, *, owner: str) -> None:
+    """Fetch a file whole, checked against the start of its SHA-256, which torch's files carry in their names."""
+    try:
+        torch.hub.download_url_to_file(url, str(file), hash_prefix=file.stem.rpartition("-")[2])
+    except (OSError, RuntimeError, http.client.HTTPException) as error:
+        raise WeightsUnavailableError(f"{owner}'s weights cannot be fetched from {url}: {error}") from error

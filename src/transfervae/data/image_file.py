@@ -53,21 +53,19 @@ def _open(path: Path) -> Image.Image:
     try:
         with Image.open(path) as file:
             return _to_rgb(ImageOps.exif_transpose(file))
-    except ImageFileError:
-        raise
     except FileNotFoundError:
         raise ImageFileError(f"There is no image {str(path)!r}.") from None
     except UnidentifiedImageError:
         raise ImageFileError(f"{str(path)!r} is no image that can be read.") from None
     except UNREADABLE as error:
-        raise ImageFileError(f"{str(path)!r} is damaged: {error}.") from error
+        raise ImageFileError(f"{str(path)!r} cannot be read: {error}.") from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         image = _to_eight_bits(image)
     elif image.mode == "F":
-        raise ImageFileError("floating point pixels have no known range")
+        raise ValueError("its pixels are floating point, which have no known range")
     if image.has_transparency_data:
         layered = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered)

@@ -45,7 +45,7 @@ class TrainOptions:
     latent_dim: int = 128
     image_size: tuple[int, int] = (128, 128)
     decoder: str = "resize"
-    width: int = 256
+    width: int = 128
     reconstruction: str = "rmse"
     beta: float | None = None
     beta_schedule: str = "constant"
