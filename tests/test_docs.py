@@ -1,6 +1,7 @@
 """The documentation is true: its examples run as written, and its reference leaves no public name out."""
 
 import inspect
+import json
 import os
 import re
 import subprocess
@@ -150,3 +151,23 @@ def is_documented(value: object, documented: list[object]) -> bool:
         return all(is_documented(member, documented) for _, member in public_members(value))
     home = getattr(value, "__module__", "")
     return any(isinstance(shown, ModuleType) and shown.__name__ == home for shown in documented)
+
+
+@pytest.mark.parametrize("name", ["demo", "photographs"])
+def test_figures_of_the_experiment_are_those_of_the_runs(name: str) -> None:
+    figures = json.loads((DOCS / "results" / f"{name}.json").read_text())
+    page = (DOCS / "experiment.md").read_text()
+    for row in (
+        f"| RMSE | {figures['rmse']:.4f} |",
+        f"| RMSE of predicting the mean training image | {figures['mean_image_rmse']:.4f} |",
+        f"| KL, nats | {figures['kl']:.1f} |",
+        f"| active units | {figures['active_units']:.0f} of {figures['latent_size']} |",
+    ):
+        assert row in page
+
+
+def test_figures_of_the_benchmark_are_those_of_the_run() -> None:
+    page = (DOCS / "benchmark.md").read_text()
+    for row in json.loads((DOCS / "results" / "throughput_cpu.json").read_text())["results"]:
+        spread = f"{row['slowest']:.1f} – {row['fastest']:.1f}"
+        assert f"| {row['operation']} | {row['images_per_second']:.1f} | {spread} |" in page
