@@ -169,5 +169,5 @@ def test_figures_of_the_experiment_are_those_of_the_runs(name: str) -> None:
 def test_figures_of_the_benchmark_are_those_of_the_run() -> None:
     page = (DOCS / "benchmark.md").read_text()
     for row in json.loads((DOCS / "results" / "throughput_cpu.json").read_text())["results"]:
-        spread = f"{row['slowest']:.1f} – {row['fastest']:.1f}"
+        spread = f"{row['slowest']:.1f} to {row['fastest']:.1f}"
         assert f"| {row['operation']} | {row['images_per_second']:.1f} | {spread} |" in page

@@ -212,6 +212,12 @@ class TransferVAE(nn.Module):
         yield from self.head.parameters()
         yield from self.decoder.parameters()
 
+    def requires_grad_(self, requires_grad: bool = True) -> "TransferVAE":
+        """Set whether head and decoder take gradients; the backbone never does."""
+        for parameter in self.trainable_parameters():
+            parameter.requires_grad_(requires_grad)
+        return self
+
     def trainable_state(self) -> dict[str, Tensor]:
         """Parameters and buffers of head and decoder by name: what a checkpoint should hold."""
         return {name: value for name, value in self.state_dict().items() if not name.startswith(FROZEN_PREFIX)}

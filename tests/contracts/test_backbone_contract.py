@@ -124,6 +124,17 @@ def test_nothing_is_trainable(kind: str) -> None:
 
 
 @each_kind
+def test_asking_for_gradients_thaws_nothing(kind: str) -> None:
+    vae = make_vae(kind)
+    for module in (vae, vae.backbone):
+        module.requires_grad_(requires_grad=True)
+        assert not any(parameter.requires_grad for parameter in vae.backbone.parameters())
+    assert all(parameter.requires_grad for parameter in vae.trainable_parameters())
+    vae.requires_grad_(requires_grad=False)
+    assert not any(parameter.requires_grad for parameter in vae.parameters())
+
+
+@each_kind
 def test_gradients_flow_to_images_that_ask_for_them(kind: str) -> None:
     images = random_images(kind).requires_grad_()
     shared_backbone(kind)(images).square().sum().backward()

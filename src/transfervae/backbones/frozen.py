@@ -108,6 +108,10 @@ class FrozenBackbone(nn.Module):
         self.network.eval()
         return self
 
+    def requires_grad_(self, requires_grad: bool = True) -> "FrozenBackbone":  # noqa: ARG002 - torch's signature
+        """Change nothing: the backbone takes no gradient, whatever is asked of it."""
+        return self
+
     def feature_shape(self, image_size: int | Sequence[int]) -> tuple[int, int, int]:
         """Shape (c, h', w') of the features of one image, found by running the network once per size.
 

@@ -93,6 +93,7 @@ class RunRecorder(pl.Callback):
         self._examples = examples
         self._picture_every = max(1, epochs // PICTURES_A_RUN)
         self._began = 0.0
+        self._seconds = 0.0
 
     @property
     def best(self) -> dict[str, float]:
