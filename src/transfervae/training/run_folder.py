@@ -123,7 +123,7 @@ class RunRecorder(pl.Callback):
         module.log(MONITORED, figures[MONITORED], rank_zero_only=False, sync_dist=False)
         images = len(trainer.train_dataloader.dataset)  # type: ignore[union-attr]
         row: dict[str, float] = {"epoch": trainer.current_epoch + 1, "beta": module.beta, **figures}
-        row["weighted_kl"] = row["beta"] * row["train/kl"]
+        row["weighted_kl"] = figures["train/total"] - figures["train/reconstruction"]
         row["images_per_second"] = images / max(self._seconds, 1e-9)
         self.rows.append(row)
         if trainer.is_global_zero:
