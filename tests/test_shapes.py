@@ -92,5 +92,5 @@ def test_anything_else_is_no_image_size(size: Any) -> None:
 
 def test_check_positive_names_the_first_option_that_is_not() -> None:
     check_positive(first=1, second=10)
-    with pytest.raises(InvalidOptionError, match="second must be at least 1, got 0"):
+    with pytest.raises(InvalidOptionError, match="second must be a whole number of at least 1, got 0"):
         check_positive(first=1, second=0, third=-1)

@@ -1,6 +1,9 @@
 """The command line: arguments in, library calls out."""
 
 import math
+import os
+import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +13,7 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
+from transfervae import __version__
 from transfervae.data import ImageFolder
 from transfervae.decoders import DECODERS
 from transfervae.errors import InvalidOptionError, TransferVAEError
@@ -53,8 +57,24 @@ def run() -> None:
     try:
         app()
     except (TransferVAEError, OSError) as error:
-        errors.print(f"[bold red]Error:[/] {escape(' '.join(str(error).split()))}", soft_wrap=True, highlight=False)
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            errors.print(f"[bold red]Error:[/] {escape(' '.join(str(error).split()))}", soft_wrap=True, highlight=False)
         raise SystemExit(FAILED) from None
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        _say(f"transfervae {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Hold the options that stand before a command."""
 
 
 @app.command()
@@ -172,24 +192,28 @@ def train(
         "skip_bad": skip_bad,
         "seed": seed,
     }
-    engine = training.EngineOptions(
-        accelerator=accelerator,
-        devices=int(devices) if devices.isdecimal() else devices,
-        num_nodes=num_nodes,
-        strategy=strategy,
-        precision=precision,
-        workers=workers,
-    )
+    engine_chosen: dict[str, Any] = {
+        "accelerator": accelerator,
+        "devices": int(devices) if devices.isdecimal() else devices,
+        "num_nodes": num_nodes,
+        "strategy": strategy,
+        "precision": precision,
+        "workers": workers,
+    }
     console = screen if training.is_first_process() else Console(quiet=True)
     if resume:
-        options = training.resumed_options(out, {name: chosen[name] for name in chosen if _was_given(context, name)})
+        options = training.resumed_options(out, _given(context, chosen))
+        engine = replace(training.read_engine(out), **_given(context, engine_chosen))
     else:
+        engine = training.EngineOptions(**engine_chosen)
         options = training.TrainOptions(**chosen)
     try:
         result = training.train(options, out, engine=engine, resume=resume, console=console)
     except KeyboardInterrupt:
         if (out / "config.json").exists():
-            console.print(f"To go on from the last full epoch: transfervae train --resume --out {out}", soft_wrap=True)
+            _say(
+                f"To go on from the last full epoch: transfervae train --resume --out {shlex.quote(str(out))}", console
+            )
         raise typer.Exit(INTERRUPTED) from None
     if training.is_first_process():
         _print_result(result, out)
@@ -210,6 +234,7 @@ def reconstruct(
 
     Images are scaled and centre-cut to the model's size.
     """
+    _check_suffix(out, ".png", "")
     vae = _load(model, weights, device)
     dataset = _open_images(images, vae, skip_bad)
     pairs = reconstruct_images(vae, dataset)
@@ -222,7 +247,7 @@ def reconstruct(
     for path, error in zip(dataset.paths, rmse(*pairs).tolist(), strict=True):
         table.add_row(escape(str(path)), f"{error:.4f}")
     screen.print(table)
-    screen.print(f"{_describe_cut(vae)}; written to {out}", soft_wrap=True, highlight=False)
+    _say(f"{_describe_cut(vae)}; written to {out}")
 
 
 @app.command()
@@ -235,9 +260,10 @@ def sample(
     device: Device = "cpu",
 ) -> None:
     """Draw new images from the prior of a trained model."""
+    _check_suffix(out, ".png")
     vae = _load(model, weights, device)
     write_samples(out, vae, count=count, seed=seed)
-    screen.print(f"{count} samples written to {out}", soft_wrap=True, highlight=False)
+    _say(f"{count} samples written to {out}")
 
 
 @app.command()
@@ -250,6 +276,7 @@ def encode(
     device: Device = "cpu",
 ) -> None:
     """Encode images to latents: an .npz with the arrays paths, mean and logvar (natural logarithm of the variance)."""
+    _check_suffix(out, ".npz")
     vae = _load(model, weights, device)
     dataset = _open_images(data, vae, skip_bad)
     with Progress(console=screen, transient=True, disable=not screen.is_terminal) as progress:
@@ -257,9 +284,7 @@ def encode(
         posterior = encode_images(vae, dataset, progress=lambda done: progress.update(task, completed=done))
     write_latents(out, dataset.paths, posterior)
     shape = " x ".join(map(str, posterior.mean.shape))
-    screen.print(
-        f"{_describe_cut(vae)}; means and log-variances ({shape}) written to {out}", soft_wrap=True, highlight=False
-    )
+    _say(f"{_describe_cut(vae)}; means and log-variances ({shape}) written to {out}")
 
 
 @app.command()
@@ -294,9 +319,20 @@ def summary(
     _print_summary(vae, summarise(vae))
 
 
-def _was_given(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
+def _say(text: str, console: Console = screen) -> None:
+    """Print a line that may hold a path: nothing in it is markup, and it is not wrapped."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _given(context: typer.Context, chosen: dict[str, Any]) -> dict[str, Any]:
+    """The options that stand on the command line, without the defaults."""
+    sources = {name: context.get_parameter_source(name) for name in chosen}
+    return {name: chosen[name] for name, source in sources.items() if source and source.name == "COMMANDLINE"}
+
+
+def _check_suffix(out: Path, *suffixes: str) -> None:
+    if out.suffix not in suffixes:
+        raise InvalidOptionError(f"--out must end in {' or '.join(filter(None, suffixes))}, got {str(out)!r}.")
 
 
 def _parse_size(text: str) -> tuple[int, int]:
@@ -317,6 +353,7 @@ def _parse_weights(text: str) -> str | None:
 
 
 def _load(folder: Path, weights: str | None, device: str) -> TransferVAE:
+    weights = None if weights is None else _parse_weights(weights)
     inner = folder / "model"
     vae = TransferVAE.from_pretrained(inner if inner.is_dir() else folder, weights=weights)
     try:
@@ -355,7 +392,7 @@ def _print_result(result: Any, out: Path) -> None:
         ("architecture.png", "the model"),
         ("model", "for TransferVAE.from_pretrained, and the other commands"),
     ):
-        screen.print(f"{out / name}  [dim]{what}[/]", soft_wrap=True, highlight=False)
+        screen.print(f"{escape(str(out / name))}  [dim]{what}[/]", soft_wrap=True, highlight=False)
 
 
 def _print_summary(vae: TransferVAE, parts: list[Any]) -> None:

@@ -37,7 +37,7 @@ class UnknownNameError(TransferVAEError, ValueError):
             hint: A closing sentence for where to look further.
         """
         names = [str(name) for name in known]
-        nearest = get_close_matches(str(given), names, n=1, cutoff=0.5)
+        nearest = get_close_matches(str(given), names, n=1, cutoff=0.6)
         parts = [f"Unknown {kind} {str(given)!r}."]
         if nearest:
             parts.append(f"Did you mean {nearest[0]!r}?")

@@ -189,10 +189,12 @@ def elbo(
 
     Raises:
         UnknownNameError: For a name that is not in `RECONSTRUCTIONS`.
-        InvalidOptionError: If `free_bits` is negative.
+        InvalidOptionError: If `beta` or `free_bits` is negative.
         ShapeError: If reconstruction and images differ in shape.
     """
     loss, default_beta = resolve_reconstruction(reconstruction)
+    if isinstance(beta, int | float) and beta < 0:
+        raise InvalidOptionError(f"beta must be at least 0, got {beta}.")
     if free_bits < 0:
         raise InvalidOptionError(f"free_bits must be at least 0, got {free_bits}.")
     reconstruction_term = loss(output.reconstruction, images).mean()

@@ -199,6 +199,7 @@ class TransferVAE(nn.Module):
         """
         if method not in INTERPOLATIONS:
             raise UnknownNameError("interpolation", method, INTERPOLATIONS)
+        check_positive(steps=steps)
         if steps < 2:
             raise InvalidOptionError(f"steps must be at least 2, got {steps}.")
         if len(start) != len(end):
@@ -343,6 +344,8 @@ def build_vae(
     size = parse_image_size(image_size)
     if isinstance(backbone, str):
         backbone = create_backbone(backbone, node=node, weights=weights)
+    elif not isinstance(backbone, FrozenBackbone):
+        raise InvalidOptionError(f"backbone must be a name or a FrozenBackbone, got {type(backbone).__name__}.")
     elif node is not None:
         raise InvalidOptionError("node belongs to create_backbone; the backbone given is read at its own.")
     head = GaussianHead(backbone.feature_shape(size), latent_dim)

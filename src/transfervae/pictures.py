@@ -15,7 +15,7 @@ from torch import Tensor
 from transfervae.checkpoint import write_atomically
 from transfervae.errors import MissingExtraError
 from transfervae.model import TransferVAE
-from transfervae.shapes import Images
+from transfervae.shapes import Images, check_seed
 from transfervae.summary import PartSummary, summarise
 
 if TYPE_CHECKING:
@@ -97,9 +97,10 @@ def write_samples(path: Path, vae: TransferVAE, *, count: int = 2 * ROW, seed: i
         seed: Which draws.
 
     Raises:
-        InvalidOptionError: If `count` is below 1.
+        InvalidOptionError: If `count` is below 1, or `seed` negative.
         FileWriteError: If the file cannot be written.
     """
+    check_seed(seed)
     generator = torch.Generator(vae.device).manual_seed(seed)
     with torch.no_grad():
         images = vae.sample(count, generator=generator).cpu()
@@ -120,9 +121,10 @@ def write_history(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
     terms = {"total": "objective", "reconstruction": "reconstruction term", "kl": "KL (nats)"}
     figure = _figure(12, 3.4)
     epochs = [row["epoch"] for row in rows]
+    splits = {"train": ("o--", "training"), "val": ("o-", "held out")}
     for axes, (term, label) in zip(figure.subplots(1, len(terms)), terms.items(), strict=True):
-        for split, style in (("train", "o--"), ("val", "o-")):
-            axes.plot(epochs, [row[f"{split}/{term}"] for row in rows], style, markersize=3, label=split)
+        for split, (style, name) in splits.items():
+            axes.plot(epochs, [row[f"{split}/{term}"] for row in rows], style, markersize=3, label=name)
         axes.set_title(label)
         axes.set_xlabel("epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)

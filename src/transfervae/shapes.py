@@ -5,7 +5,7 @@ do; everything inside is annotated with the types below.
 """
 
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import TypeAlias, TypeGuard
 
 import torch
 from jaxtyping import Float
@@ -35,6 +35,8 @@ def check_image_tensor(images: Tensor) -> Images:
     Raises:
         InvalidImageError: For integers, other than four axes, no image, or other than three channels.
     """
+    if not isinstance(images, Tensor):
+        raise InvalidImageError(f"Images must be a tensor [b, 3, h, w], got {type(images).__name__}.")
     if not images.is_floating_point():
         raise InvalidImageError(
             f"Images must be floating point RGB in [0, 1], got {images.dtype};"
@@ -87,21 +89,35 @@ def parse_image_size(size: int | Sequence[int]) -> tuple[int, int]:
     Raises:
         ImageSizeError: For anything else, or a side below 1.
     """
-    sides = (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, Sequence) else ()
-    if len(sides) != 2 or not all(isinstance(side, int) and side >= 1 for side in sides):
+    sides = tuple(size) if isinstance(size, Sequence) else (size, size)
+    if len(sides) != 2 or not all(_is_whole(side) and side >= 1 for side in sides):
         raise ImageSizeError(f"An image size is one positive number or (height, width), got {size!r}.")
     return sides[0], sides[1]
 
 
-def check_positive(**options: int) -> None:
-    """Check that the named whole numbers are at least 1.
+def check_positive(**options: object) -> None:
+    """Check that the named options are whole numbers and at least 1.
 
     Raises:
         InvalidOptionError: Naming the first that is not.
     """
     for name, value in options.items():
-        if value < 1:
-            raise InvalidOptionError(f"{name} must be at least 1, got {value}.")
+        if not _is_whole(value) or value < 1:
+            raise InvalidOptionError(f"{name} must be a whole number of at least 1, got {value!r}.")
+
+
+def check_seed(seed: object) -> None:
+    """Check that a seed is one that torch takes.
+
+    Raises:
+        InvalidOptionError: If it is no whole number, negative, or 2^63 or more.
+    """
+    if not _is_whole(seed) or not 0 <= seed < 2**63:
+        raise InvalidOptionError(f"seed must be a whole number from 0 to 2^63 - 1, got {seed!r}.")
+
+
+def _is_whole(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _channel_message(images: Tensor) -> str:

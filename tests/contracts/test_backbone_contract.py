@@ -81,6 +81,15 @@ def test_no_part_thaws_in_training_mode(fragile: str) -> None:
 
 
 @each_fragile
+def test_a_network_set_to_training_by_hand_is_set_back(fragile: str) -> None:
+    backbone = FRAGILE[fragile]()
+    images = random_images(count=4)
+    before = backbone(images)
+    backbone.network.train()
+    assert torch.equal(backbone(images), before)
+
+
+@each_fragile
 def test_features_are_deterministic_in_training_mode(fragile: str) -> None:
     backbone = FRAGILE[fragile]().train()
     images = random_images(count=4)

@@ -149,3 +149,16 @@ def test_images_of_several_sizes_make_batches(tmp_path: Path) -> None:
 def test_unusual_names_are_read(tmp_path: Path, name: str) -> None:
     save(tmp_path / name)
     assert [os.fspath(path) for path in ImageFolder(os.fspath(tmp_path), 4).paths] == [os.fspath(tmp_path / name)]
+
+
+def test_links_in_circles_give_every_image_once(tmp_path: Path) -> None:
+    (tmp_path / "inner").mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "inner" / "a.png")
+    (tmp_path / "inner" / "up").symlink_to(tmp_path)
+    assert len(ImageFolder(tmp_path, 4)) == 1
+
+
+def test_what_is_no_regular_file_is_named(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(ImageFileError, match=r"pipe\.png"):
+        ImageFolder(tmp_path, 4)

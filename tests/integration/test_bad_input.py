@@ -51,7 +51,12 @@ def train(*options: str | Path, out: Path) -> tuple[str | Path, ...]:
         (("--width", "30"), ("width", "multiple of 8")),
         (("--held-out", "1.5"), ("held_out", "1.5")),
         (("--learning-rate", "-1"), ("learning_rate",)),
+        (("--learning-rate", "inf"), ("learning_rate",)),
         (("--beta", "-1"), ("beta",)),
+        (("--beta", "inf"), ("beta",)),
+        (("--workers", "-1"), ("workers",)),
+        (("--seed", "99999999999999999999"), ("seed",)),
+        (("--faces", "2", "--devices", "2", "--strategy", "ddp"), ("2 processes", "held-out")),
         (("--epochs", "0"), ("epochs",)),
         (("--faces", "1"), ("at least 2",)),
         (("--precision", "7-bit"), ("engine", "7-bit")),
@@ -97,6 +102,25 @@ def test_folder_with_another_run(tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     assert_one_line_error(run(*train(out=tmp_path / "run")), "another run", "--resume")
     assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+
+
+def test_a_run_that_diverges_says_so_and_saves_nothing_wrong(tmp_path: Path) -> None:
+    process = run(*train("--learning-rate", "1e30", out=tmp_path / "run"))
+    assert_one_line_error(process, "diverged", "learning rate")
+    assert not (tmp_path / "run" / "model").exists()
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    assert_succeeds(run(*train(out=tmp_path / "run")))
+
+
+def test_pictures_and_latents_have_their_own_suffix(model: Path, photos: Path, tmp_path: Path) -> None:
+    assert_one_line_error(run("sample", model, "--out", tmp_path / "samples.jpg"), ".png")
+    assert_one_line_error(run("encode", model, photos, "--out", tmp_path / "latents.txt"), ".npz")
+    assert_one_line_error(run("reconstruct", model, photos, "--out", tmp_path / "pairs.jpg"), ".png")
+
+
+def test_paths_are_printed_as_they_are(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "[/x] [red]s.png"
+    assert str(out) in assert_succeeds(run("sample", model, "-n", "1", "--out", out))
 
 
 def test_nothing_to_resume(tmp_path: Path) -> None:

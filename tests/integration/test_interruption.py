@@ -1,6 +1,8 @@
 import csv
+import json
 import random
 import resource
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -12,7 +14,7 @@ from safetensors.torch import load_file
 from tests.integration.command import TINY, assert_one_line_error, assert_succeeds, run, start
 
 EPOCHS = 4
-RUN = (*TINY, "--faces", "160", "--epochs", str(EPOCHS))
+RUN = (*TINY, "--faces", "160", "--epochs", str(EPOCHS), "--workers", "1")
 
 
 @pytest.fixture(scope="module")
@@ -56,14 +58,14 @@ def test_killed_run_resumes_to_the_same_result(uninterrupted: Path, tmp_path: Pa
         time.sleep(delays.random() * 0.4)
         process.kill()
         process.communicate()
-        arguments = ("train", "--resume", "--workers", "0", "--accelerator", "cpu", "--out", out)
+        arguments = ("train", "--resume", "--out", out)
     assert_succeeds(run(*arguments))
     assert_same_run(out, uninterrupted)
     assert not list(out.rglob("*.tmp"))
 
 
 def test_ctrl_c_says_how_to_go_on_and_resumes_to_the_same_result(uninterrupted: Path, tmp_path: Path) -> None:
-    out = tmp_path / "stopped"
+    out = tmp_path / "stopped [red] ü"
     process = start(("train", *RUN, "--out", out))
     wait_for_epoch(out, 2)
     process.send_signal(signal.SIGINT)
@@ -73,9 +75,9 @@ def test_ctrl_c_says_how_to_go_on_and_resumes_to_the_same_result(uninterrupted: 
         process.kill()
         raise
     assert process.returncode == 130, screen
-    assert "--resume" in screen
+    assert f"transfervae train --resume --out '{out}'" in screen
     assert "Traceback" not in screen
-    assert_succeeds(run("train", "--resume", "--workers", "0", "--accelerator", "cpu", "--out", out))
+    assert_succeeds(run("train", "--resume", "--out", out))
     assert_same_run(out, uninterrupted)
 
 
@@ -89,8 +91,30 @@ def test_a_full_disk_ends_in_one_line_and_the_run_goes_on_later(uninterrupted: P
     process = run("train", *RUN, "--out", out, before=refuse_large_files)
     assert_one_line_error(process, "cannot be written")
     assert not list(out.rglob("*.tmp"))
-    assert_succeeds(run("train", "--resume", "--workers", "0", "--accelerator", "cpu", "--out", out))
+    assert_succeeds(run("train", "--resume", "--out", out))
     assert_same_run(out, uninterrupted)
+
+
+def test_two_trainings_do_not_share_a_folder(tmp_path: Path) -> None:
+    out = tmp_path / "shared"
+    process = start(("train", *RUN, "--epochs", "500", "--out", out))
+    try:
+        wait_for_epoch(out, 1)
+        assert_one_line_error(run("train", "--resume", "--out", out), "Another training")
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_resumed_run_keeps_its_engine(uninterrupted: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(uninterrupted, out)
+    before = json.loads((out / "config.json").read_text())["engine"]
+    assert_succeeds(run("train", "--resume", "--epochs", str(EPOCHS + 1), "--precision", "bf16-mixed", "--out", out))
+    after = json.loads((out / "config.json").read_text())["engine"]
+    assert after == {**before, "precision": "bf16-mixed"}
+    assert after["workers"] == 1
+    assert len(rows_of(out)) == EPOCHS + 1
 
 
 def test_resume_accepts_the_same_options_and_refuses_others(uninterrupted: Path) -> None:

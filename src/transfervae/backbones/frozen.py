@@ -95,6 +95,8 @@ class FrozenBackbone(nn.Module):
         if not torch.compiler.is_compiling():
             self.feature_shape((images.shape[-2], images.shape[-1]))
             self._check_range(checked)
+        if self.network.training:
+            self.network.eval()
         features: Tensor = self.network(self.normalise(checked))
         return features
 
@@ -177,7 +179,8 @@ class FrozenBackbone(nn.Module):
         try:
             features = self.network(self.mean.new_zeros(1, 3, *size))
         except NETWORK_ERRORS as error:
-            return None, str(error).strip().splitlines()[0] if str(error) else type(error).__name__
+            reason = str(error).strip().partition("\n")[0].rstrip(".")
+            return None, reason or type(error).__name__
         _, channels, height, width = features.shape
         if not height or not width:
             return None, "nothing is left of the image at this depth"

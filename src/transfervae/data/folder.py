@@ -1,7 +1,7 @@
 """A folder of images as a data set."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -54,13 +54,15 @@ class ImageFolder(Dataset[Tensor]):
         """
         self.image_size = parse_image_size(image_size)
         self.paths = find_images(Path(root)) if isinstance(root, str | os.PathLike) else _find_all(root)
+        if not self.paths:
+            raise ImageFileError("No images were given.")
         self.bad: dict[Path, str] = {}
         if verify:
             self.bad = _find_bad(self.paths, self.image_size, progress)
             if self.bad and not skip_bad:
                 raise ImageFileError(_bad_message(self.bad))
             self.paths = [path for path in self.paths if path not in self.bad]
-            if not self.paths:
+            if self.bad and not self.paths:
                 raise ImageFileError(f"None of the {len(self.bad)} images can be read: {_bad_message(self.bad)}")
 
     def __len__(self) -> int:
@@ -76,14 +78,11 @@ def find_images(root: Path) -> list[Path]:
     Raises:
         ImageFileError: If there is no such folder, or no image in it.
     """
+    if root.is_file():
+        raise ImageFileError(f"{str(root)!r} is a file, not a folder.")
     if not root.is_dir():
         raise ImageFileError(f"There is no folder {str(root)!r}.")
-    paths = [
-        Path(folder, name)
-        for folder, folders, names in os.walk(root, followlinks=True, onerror=_refuse)
-        for name in names
-        if not folders.sort() and name.lower().endswith(SUFFIXES) and not _is_hidden(Path(folder, name), root)
-    ]
+    paths = [folder / name for folder, names in _walk(root) for name in names if name.lower().endswith(SUFFIXES)]
     if not paths:
         state = "holds no images" if any(root.iterdir()) else "is empty"
         raise ImageFileError(f"The folder {str(root)!r} {state}; images are files named *{', *'.join(SUFFIXES)}.")
@@ -95,8 +94,17 @@ def _find_all(roots: Sequence[str | os.PathLike[str]]) -> list[Path]:
     return [file for path in paths for file in (find_images(path) if path.is_dir() else [path])]
 
 
-def _is_hidden(path: Path, root: Path) -> bool:
-    return any(part.startswith(".") for part in path.relative_to(root).parts)
+def _walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Every folder once, also where links lead in circles, with the files in it; hidden ones are passed over."""
+    seen = set()
+    for folder, folders, names in os.walk(root, followlinks=True, onerror=_refuse):
+        real = os.path.realpath(folder)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield Path(folder), [name for name in names if not name.startswith(".")]
 
 
 def _refuse(error: OSError) -> None:

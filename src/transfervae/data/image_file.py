@@ -48,7 +48,9 @@ def to_tensor(image: Image.Image) -> Float[Tensor, "3 h w"]:
 
 
 def _open(path: Path) -> Image.Image:
-    if path.is_file() and path.stat().st_size == 0:
+    if path.exists() and not path.is_file():
+        raise ImageFileError(f"{str(path)!r} is no file.")
+    if path.exists() and path.stat().st_size == 0:
         raise ImageFileError(f"{str(path)!r} is empty (0 bytes).")
     try:
         with Image.open(path) as file:
@@ -58,7 +60,7 @@ def _open(path: Path) -> Image.Image:
     except UnidentifiedImageError:
         raise ImageFileError(f"{str(path)!r} is no image that can be read.") from None
     except UNREADABLE as error:
-        raise ImageFileError(f"{str(path)!r} cannot be read: {error}.") from error
+        raise ImageFileError(f"{str(path)!r} cannot be read: {str(error).rstrip('.')}.") from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -15,8 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from transfervae.data.image_file import to_tensor
-from transfervae.errors import InvalidOptionError
-from transfervae.shapes import check_positive, parse_image_size
+from transfervae.shapes import check_positive, check_seed, parse_image_size
 
 Point: TypeAlias = tuple[float, float]
 Color: TypeAlias = tuple[int, int, int]
@@ -146,12 +145,11 @@ class ToyFaces(Dataset[Tensor]):
             seed: At least 0.
 
         Raises:
-            InvalidOptionError: If `count` is below 1 or `seed` negative.
+            InvalidOptionError: If `count` is below 1 or `seed` no whole number from 0 to 2^63 - 1.
             ImageSizeError: If `image_size` is not one or two positive numbers.
         """
         check_positive(count=count)
-        if seed < 0:
-            raise InvalidOptionError(f"seed must be at least 0, got {seed}.")
+        check_seed(seed)
         self.count = count
         self.image_size = parse_image_size(image_size)
         self.seed = seed

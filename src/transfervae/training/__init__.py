@@ -9,7 +9,7 @@ if find_spec("pytorch_lightning") is None:
 
 from transfervae.training.module import VAEModule
 from transfervae.training.options import EngineOptions, TrainOptions
-from transfervae.training.run import TrainResult, is_first_process, read_options, resumed_options, train
+from transfervae.training.run import TrainResult, is_first_process, read_engine, read_options, resumed_options, train
 
 __all__ = [
     "EngineOptions",
@@ -17,6 +17,7 @@ __all__ = [
     "TrainResult",
     "VAEModule",
     "is_first_process",
+    "read_engine",
     "read_options",
     "resumed_options",
     "train",

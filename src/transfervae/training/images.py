@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -71,14 +72,29 @@ class RunImages(pl.LightningDataModule):
         digest = hashlib.sha256()
         if isinstance(self.dataset, ImageFolder):
             for path in self.dataset.paths:
-                digest.update(f"{path.relative_to(self._options.data or '').as_posix()}\n".encode())
+                digest.update(os.fsencode(path.relative_to(self._options.data or "")) + b"\n")
         return {"images": len(self.dataset), "names": digest.hexdigest()}
+
+    def check_ranks(self, world_size: int) -> None:
+        """Make sure that every process gets a held-out image.
+
+        Raises:
+            InvalidOptionError: If there are fewer than processes.
+        """
+        if len(self.held_out) < world_size:
+            raise InvalidOptionError(
+                f"{world_size} processes need as many held-out images, there are {len(self.held_out)};"
+                " hold out more, or use fewer devices."
+            )
 
     @override
     def train_dataloader(self) -> DataLoader[Tensor]:
         sampler: DistributedSampler[Tensor] = DistributedSampler(
             self.training, num_replicas=self._world()[1], rank=self._world()[0], seed=self._options.seed
         )
+        if self.trainer:  # workers fetch ahead, before the engine tells the sampler the epoch that a run resumes at
+            epochs: Any = self.trainer.fit_loop.epoch_progress.current
+            sampler.set_epoch(epochs.processed)
         return self._loader(self.training, sampler=sampler, drop_last=len(sampler) >= self._options.batch_size)
 
     @override

@@ -46,8 +46,10 @@ class VAEModule(pl.LightningModule):
         self.vae = vae
         self.options = options
         self.beta = options.target_beta
-        self.terms = torch.nn.ModuleDict({name: MeanMetric() for name in ElboTerms._fields})
-        self.held_out_terms = torch.nn.ModuleDict({name: MeanMetric() for name in ElboTerms._fields})
+        self.terms = torch.nn.ModuleDict({name: MeanMetric(nan_strategy="disable") for name in ElboTerms._fields})
+        self.held_out_terms = torch.nn.ModuleDict(
+            {name: MeanMetric(nan_strategy="disable") for name in ElboTerms._fields}
+        )
         self.held_out = HeldOutMetrics(math.prod(vae.latent_shape))
         self._generator = torch.Generator()
         self._schedule: Schedule = options.schedule(1)
@@ -72,14 +74,8 @@ class VAEModule(pl.LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Adam (Kingma & Ba 2015) on head and decoder, its rate falling to 0 along a half cosine over all steps."""
         optimizer = torch.optim.Adam(self.vae.trainable_parameters(), lr=self.options.learning_rate)
-        steps = max(1, int(self.trainer.estimated_stepping_batches))
-        scheduler = LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * min(step / steps, 1.0))))
+        scheduler = LambdaLR(optimizer, lambda step: self._rate(step))  # noqa: PLW0108 - a method would be saved
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    @override
-    def on_fit_start(self) -> None:
-        """Learn how long an epoch is."""
-        self._schedule = self.options.schedule(int(self.trainer.num_training_batches or 1))
 
     @override
     def on_train_epoch_start(self) -> None:
@@ -97,16 +93,17 @@ class VAEModule(pl.LightningModule):
         """The figures of the epoch that just ended, the same on every process; must be called on all of them.
 
         Raises:
-            DivergedError: If the objective is not finite.
+            DivergedError: If a figure is not finite.
         """
         figures = {f"train/{name}": metric.compute().item() for name, metric in _metrics(self.terms)}
         figures |= {f"val/{name}": metric.compute().item() for name, metric in _metrics(self.held_out_terms)}
         figures |= {f"val/{name}": value.item() for name, value in self.held_out.compute().items()}
         for metric in (*self.terms.values(), *self.held_out_terms.values(), self.held_out):
             metric.reset()  # type: ignore[operator]
-        if not math.isfinite(figures["train/total"]):
+        wrong = [name for name, value in figures.items() if not math.isfinite(value)]
+        if wrong:
             raise DivergedError(
-                f"The objective is {figures['train/total']} in epoch {self.current_epoch + 1}; try a smaller"
+                f"The run diverged: {wrong[0]} is {figures[wrong[0]]} in epoch {self.current_epoch + 1}; try a smaller"
                 " learning rate, or a higher precision."
             )
         return figures
@@ -120,6 +117,13 @@ class VAEModule(pl.LightningModule):
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load what `state_dict` gave, all or nothing."""
         self.vae.load_trainable_state(state_dict)
+
+    def _rate(self, step: int) -> float:
+        """Learning rate at a step, relative to the first; the number of batches is known only once training begins."""
+        if step == 0:
+            return 1.0
+        steps = self.options.epochs * int(self.trainer.num_training_batches)
+        return 0.5 * (1 + math.cos(math.pi * min(step / steps, 1.0)))
 
     def _objective(self, output: Any, images: Images, beta: float) -> ElboTerms:
         options = self.options

@@ -1,12 +1,13 @@
 """What a training run is: options that decide its result, and options of the engine that carries it out."""
 
+import math
 from dataclasses import dataclass
 
 from transfervae.decoders import DECODERS
 from transfervae.errors import InvalidOptionError, UnknownNameError
 from transfervae.losses import resolve_reconstruction
 from transfervae.schedules import Schedule, constant, cyclic, linear_warmup
-from transfervae.shapes import check_positive, parse_image_size
+from transfervae.shapes import check_positive, check_seed, parse_image_size
 
 SCHEDULES = ("constant", "linear", "cyclic")
 
@@ -76,11 +77,12 @@ class TrainOptions:
         resolve_reconstruction(self.reconstruction)
         if not 0 < self.held_out < 1:
             raise InvalidOptionError(f"held_out must lie between 0 and 1, got {self.held_out}.")
-        if not self.learning_rate > 0:
-            raise InvalidOptionError(f"learning_rate must be above 0, got {self.learning_rate}.")
-        for name, value in (("beta", self.beta), ("free_bits", self.free_bits), ("seed", self.seed)):
-            if value is not None and not value >= 0:
-                raise InvalidOptionError(f"{name} must be at least 0, got {value}.")
+        if not 0 < self.learning_rate < math.inf:
+            raise InvalidOptionError(f"learning_rate must be above 0 and finite, got {self.learning_rate}.")
+        check_seed(self.seed)
+        for name, value in (("beta", self.beta), ("free_bits", self.free_bits)):
+            if value is not None and not 0 <= value < math.inf:
+                raise InvalidOptionError(f"{name} must be at least 0 and finite, got {value}.")
 
     @property
     def target_beta(self) -> float:
@@ -116,3 +118,8 @@ class EngineOptions:
     strategy: str = "auto"
     precision: str = "32-true"
     workers: int | None = None
+
+    def __post_init__(self) -> None:
+        check_positive(num_nodes=self.num_nodes)
+        if self.workers is not None and self.workers < 0:
+            raise InvalidOptionError(f"workers must be at least 0, got {self.workers}.")

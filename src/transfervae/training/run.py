@@ -6,7 +6,7 @@ import os
 import signal
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from itertools import islice
@@ -21,6 +21,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
+from typing_extensions import override
 
 from transfervae.backbones.vgg import fetch_vgg19_weights
 from transfervae.checkpoint import write_json
@@ -42,11 +43,10 @@ MEAN_IMAGE_SAMPLE = 10_000
 LIGHTNING_REMARKS = (
     r".*does not have many workers.*",
     r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
+    r".*Checkpoint directory .* exists and is not empty.*",
     r".*Found \d+ module\(s\) in eval mode.*",
-    r".*exists and is not empty.*",
-    r".*number of training batches \(\d+\) is smaller than the logging interval.*",
-    r".*The dataloader, \w+, does not have many workers.*",
-    r".*`lr_scheduler.step\(\)` before `optimizer.step\(\)`.*",
+    r".*recommended to use `self.log\('val/total', ..., sync_dist=True\)`.*",
+    r".*``compute`` method of metric .* was called before the ``update`` method.*",
 )
 """Remarks of the engine on what is so by design; nothing a user could act on."""
 
@@ -87,7 +87,7 @@ def train(
     Args:
         options: What is learned.
         out: The run's folder.
-        engine: Devices, precision and so on.
+        engine: Devices, precision and so on; if None the defaults, or those that a resumed run began with.
         resume: Continue the run in `out`; `options` must be its own, but for more epochs.
         console: Where to print; nothing is printed if None.
 
@@ -102,8 +102,9 @@ def train(
         FileWriteError: If a file cannot be written, for example because the disk is full.
     """
     console = console or Console(quiet=True)
-    engine = engine or EngineOptions()
     folder = RunFolder(Path(out))
+    if engine is None:
+        engine = read_engine(out) if resume else EngineOptions()
     if resume:
         _check_same(options, folder)
     elif is_first_process():
@@ -114,19 +115,21 @@ def train(
     torch.manual_seed(options.seed)
     vae = build(options)
     recorder = RunRecorder(folder, images.examples(EXAMPLES), epochs=options.epochs)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), ExitStack() as held:
         for remark in LIGHTNING_REMARKS:
             warnings.filterwarnings("ignore", message=remark)
         trainer = _make_trainer(options, engine, folder, [recorder, ProgressDisplay(console, recorder)])
+        images.check_ranks(trainer.world_size)
         if is_first_process():
+            held.enter_context(folder.locked())
             _claim(folder, options, engine, images, resume=resume)
             _describe(console, images, vae)
             write_architecture(folder.architecture, vae)
         checkpoint = str(folder.last) if resume and folder.last.exists() else None
         _fit(trainer, VAEModule(vae, options), images, checkpoint)
-    if not is_first_process():
-        return TrainResult(vae, recorder.rows, recorder.best, float("nan"))
-    return _conclude(vae, images, recorder, folder, options)
+        if not is_first_process():
+            return TrainResult(vae, recorder.rows, recorder.best, float("nan"))
+        return _conclude(vae, images, recorder, folder, options)
 
 
 def build(options: TrainOptions) -> TransferVAE:
@@ -153,13 +156,30 @@ def read_options(out: str | os.PathLike[str]) -> TrainOptions:
         RunFolderError: If there is none.
         CheckpointError: If its configuration is damaged or foreign.
     """
+    with _reading_config(out) as config:
+        values = config["options"]
+        return TrainOptions(**{**values, "image_size": tuple(values["image_size"])})
+
+
+def read_engine(out: str | os.PathLike[str]) -> EngineOptions:
+    """The engine options of the run in a folder.
+
+    Raises:
+        RunFolderError: If there is none.
+        CheckpointError: If its configuration is damaged or foreign.
+    """
+    with _reading_config(out) as config:
+        return EngineOptions(**config["engine"])
+
+
+@contextmanager
+def _reading_config(out: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
     folder = RunFolder(Path(out))
     config = folder.read_config()
     try:
-        values = config["options"]
-        return TrainOptions(**{**values, "image_size": tuple(values["image_size"])})
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{str(folder.config)!r} is no configuration of a run: {error}.") from error
+        yield config
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{str(folder.config)!r} is no configuration of a run: {error}") from error
 
 
 def resumed_options(out: str | os.PathLike[str], changes: Mapping[str, Any]) -> TrainOptions:
@@ -180,10 +200,18 @@ def is_first_process() -> bool:
     return int(getattr(rank_zero_only, "rank", 0)) == 0
 
 
+class _RunCheckpoint(ModelCheckpoint):
+    """Keeps track of the best epoch also in a run whose folder was moved."""
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict({**state_dict, "dirpath": self.dirpath})
+
+
 def _make_trainer(
     options: TrainOptions, engine: EngineOptions, folder: RunFolder, callbacks: list[pl.Callback]
 ) -> pl.Trainer:
-    checkpoint = ModelCheckpoint(
+    checkpoint = _RunCheckpoint(
         dirpath=folder.checkpoints,
         filename="best",
         monitor=MONITORED,
@@ -229,8 +257,9 @@ def _fit(trainer: pl.Trainer, module: VAEModule, images: RunImages, checkpoint: 
 def _claim(folder: RunFolder, options: TrainOptions, engine: EngineOptions, images: RunImages, *, resume: bool) -> None:
     if resume and folder.read_config().get("images") != images.identity:
         raise RunFolderError(f"The images are not those that the run in {str(folder.root)!r} began with.")
-    if resume:
-        folder.clean()
+    if not resume:
+        folder.check_free()
+    folder.clean()
     config = {
         "options": asdict(options),
         "engine": asdict(engine),
@@ -307,4 +336,5 @@ def _describe(console: Console, images: RunImages, vae: TransferVAE) -> None:
     source = vae.backbone.source
     console.print(f"backbone {source.name} at {source.node}, licence of its weights: {source.license or 'none'}")
     if source.weights is None:
-        console.print(f"[yellow]warning:[/] {source.name} is not pretrained: its weights are random (weights none)")
+        message = f"[yellow]warning:[/] {source.name} is not pretrained: its weights are random (weights none)"
+        console.print(message, soft_wrap=True)

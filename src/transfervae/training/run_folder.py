@@ -3,14 +3,17 @@
 import csv
 import io
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import pytorch_lightning as pl
+from filelock import FileLock, Timeout
 from typing_extensions import override
 
 from transfervae.checkpoint import CONFIG_FILE, read_json, write_atomically
-from transfervae.errors import RunFolderError
+from transfervae.errors import FileWriteError, RunFolderError
 from transfervae.model import TransferVAE
 from transfervae.pictures import write_history, write_reconstructions
 from transfervae.shapes import Images
@@ -41,15 +44,36 @@ class RunFolder:
         self.samples = root / "samples.png"
         self.architecture = root / "architecture.png"
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder against other trainings; the hold ends with the process, however it ends.
+
+        Raises:
+            RunFolderError: If another training holds it.
+            FileWriteError: If the folder cannot be made.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.root / ".lock", blocking=False)
+            lock.acquire()
+        except Timeout:
+            raise RunFolderError(f"Another training is writing to {str(self.root)!r}.") from None
+        except OSError as error:
+            raise FileWriteError(f"{str(self.root)!r} cannot be written to: {error.strerror or error}.") from error
+        try:
+            yield
+        finally:
+            lock.release()
+
     def check_free(self) -> None:
-        """Make sure that the folder holds no run.
+        """Make sure that the folder holds no run that got past its first epoch.
 
         Raises:
             RunFolderError: If it does, or is no folder.
         """
         if self.root.exists() and not self.root.is_dir():
             raise RunFolderError(f"{str(self.root)!r} is a file, not a folder.")
-        if self.config.exists() or self.checkpoints.exists() or self.model.exists():
+        if self.last.exists() or self.model.exists():
             raise RunFolderError(
                 f"{str(self.root)!r} holds another run; continue it with --resume, or choose another folder."
             )
