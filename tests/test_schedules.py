@@ -46,7 +46,7 @@ def test_cyclic_repeats(beta: float, period: int, step: int) -> None:
 def test_lengths_below_one_are_refused(steps: int) -> None:
     with pytest.raises(InvalidOptionError, match="steps must be a whole number of at least 1"):
         linear_warmup(1.0, steps)
-    with pytest.raises(InvalidOptionError, match="period must be at least 1"):
+    with pytest.raises(InvalidOptionError, match="period must be a whole number of at least 1"):
         cyclic(1.0, steps)
 
 
