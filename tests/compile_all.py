@@ -1,4 +1,4 @@
-"""Compile each kind's forward pass and objective as one graph; print as JSON how each differs from eager.
+"""Compile each kind's and head's forward pass and objective as one graph; print as JSON how each differs from eager.
 
 A program of its own, because the shape checks of the test run cannot be traced.
 """
@@ -10,10 +10,11 @@ from torch import Tensor
 
 import transfervae as tv
 from tests.samples import KINDS, make_vae, random_images
+from transfervae.heads import HEADS
 
 
-def evaluation_error(kind: str) -> float:
-    vae, images = make_vae(kind).eval(), random_images(kind)
+def evaluation_error(kind: str, head: str = "gaussian") -> float:
+    vae, images = make_vae(kind, head=head, latent_dim=None).eval(), random_images(kind)
 
     def objective(batch: Tensor) -> tuple[Tensor, ...]:
         output = vae(batch)
@@ -35,11 +36,12 @@ def parameters_without_gradient() -> int:
 def main() -> None:
     torch.set_num_threads(1)
     report: dict[str, float | str] = {}
-    for kind in KINDS:
+    cases = {kind: (kind, "gaussian") for kind in KINDS} | {f"head {head}": ("vgg19", head) for head in HEADS}
+    for name, case in cases.items():
         try:
-            report[kind] = evaluation_error(kind)
+            report[name] = evaluation_error(*case)
         except Exception as error:  # noqa: BLE001 - whatever it is, the test shows it
-            report[kind] = f"{type(error).__name__}: {error}"
+            report[name] = f"{type(error).__name__}: {error}"
     report["without gradient"] = parameters_without_gradient()
     print(json.dumps(report))  # noqa: T201
 

@@ -44,11 +44,24 @@ def shared_backbone(kind: str) -> tv.FrozenBackbone:
     return make_backbone(kind)
 
 
-def make_vae(kind: str = "vgg19", *, latent_dim: int = 5, decoder: str = "resize", seed: int = 0) -> tv.TransferVAE:
+def make_vae(
+    kind: str = "vgg19",
+    *,
+    head: str = "gaussian",
+    latent_dim: int | None = 5,
+    decoder: str = "resize",
+    seed: int = 0,
+) -> tv.TransferVAE:
     """A small model around a shared backbone; head and decoder are its own."""
     torch.manual_seed(seed)
-    size = KINDS[kind].size
-    return tv.build_vae(shared_backbone(kind), image_size=size, latent_dim=latent_dim, decoder=decoder, width=16)
+    return tv.build_vae(
+        shared_backbone(kind),
+        image_size=KINDS[kind].size,
+        head=head,
+        latent_dim=latent_dim,
+        decoder=decoder,
+        width=16,
+    )
 
 
 def random_images(kind: str = "vgg19", *, count: int = 2, seed: int = 0) -> Tensor:

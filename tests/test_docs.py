@@ -40,6 +40,8 @@ PUBLIC_MODULES = (
     "transfervae.losses",
     "transfervae.model",
     "transfervae.pictures",
+    "transfervae.posterior",
+    "transfervae.scaling",
     "transfervae.schedules",
     "transfervae.shapes",
     "transfervae.summary",

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.strategies import SEEDS
-from transfervae import DiagonalGaussian, VAEOutput
+from transfervae import DiagonalGaussian, PointPosterior, VAEOutput
 from transfervae.evaluation import ACTIVE_VARIANCE, HeldOutMetrics, mean_image_rmse
 
 
@@ -28,16 +28,16 @@ def random_output(count: int, dims: int, seed: int) -> tuple[VAEOutput, Tensor]:
 
 
 def batch_of(output: VAEOutput, part: slice) -> VAEOutput:
-    posterior = DiagonalGaussian(output.posterior.mean[part], output.posterior.logvar[part])
+    posterior = DiagonalGaussian(output.posterior.mean[part], output.posterior.variance[part].log())
     return VAEOutput(output.reconstruction[part], posterior, output.latent[part])
 
 
 def naive(output: VAEOutput, images: Tensor) -> dict[str, float]:
-    mean, logvar = (values.double().numpy() for values in (output.posterior.mean, output.posterior.logvar))
+    mean, variance = (values.double().numpy() for values in (output.posterior.mean, output.posterior.variance))
     errors = (output.reconstruction.double() - images.double()).numpy().reshape(len(images), -1)
     return {
         "rmse": np.mean(np.sqrt(np.mean(errors**2, axis=1) + 1e-8)).item(),
-        "kl": np.mean(np.sum(0.5 * (mean**2 + np.exp(logvar) - 1 - logvar), axis=1)).item(),
+        "kl": np.mean(np.sum(0.5 * (mean**2 + variance - 1 - np.log(variance)), axis=1)).item(),
         "active_units": int(np.sum(np.var(mean, axis=0) > ACTIVE_VARIANCE)),
     }
 
@@ -61,6 +61,16 @@ def test_map_latents_are_counted_by_their_values() -> None:
     metrics = HeldOutMetrics(18)
     metrics.update(VAEOutput(torch.zeros(4, 3, 2, 2), posterior, mean), torch.zeros(4, 3, 2, 2))
     assert metrics.compute()["active_units"].item() == 1
+
+
+def test_points_have_no_kl() -> None:
+    mean = torch.zeros(4, 2, 3, 3)
+    mean[::2, 0, 1, 1] = 5.0
+    metrics = HeldOutMetrics(18)
+    metrics.update(VAEOutput(torch.zeros(4, 3, 2, 2), PointPosterior(mean, 0.8), mean), torch.zeros(4, 3, 2, 2))
+    figures = metrics.compute()
+    assert figures["kl"].item() == 0
+    assert figures["active_units"].item() == 1
 
 
 def test_reset_starts_empty_again() -> None:

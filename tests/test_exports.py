@@ -5,9 +5,16 @@ from types import ModuleType
 import transfervae as tv
 
 EXPORTS = {
+    "DeterministicHead",
     "DiagonalGaussian",
     "FrozenBackbone",
     "GaussianHead",
+    "LatentScaling",
+    "LatentStatistics",
+    "PointPosterior",
+    "PooledGaussianHead",
+    "Posterior",
+    "SpatialGaussianHead",
     "TransferVAE",
     "VAEOutput",
     "build_vae",

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from torch.utils.data import Dataset
 
 from tests.samples import make_vae, random_images
-from transfervae import DiagonalGaussian
+from transfervae import DiagonalGaussian, PointPosterior
 from transfervae.errors import FileWriteError
 from transfervae.inference import BATCH, encode_images, reconstruct_images, write_latents
 
@@ -35,10 +35,18 @@ def test_all_images_are_encoded_in_order(count: int) -> None:
     with torch.no_grad():
         expected = vae.encode(images)
     assert_close(posterior.mean, expected.mean, rtol=1e-4, atol=1e-4)
-    assert_close(posterior.logvar, expected.logvar, rtol=1e-4, atol=1e-4)
+    assert isinstance(posterior, DiagonalGaussian)
+    assert_close(posterior.variance, expected.variance, rtol=1e-4, atol=1e-4)
     assert not posterior.mean.requires_grad
     assert done[-1] == count
     assert done == sorted(done)
+
+
+def test_points_of_all_images_are_encoded_in_order() -> None:
+    vae, images = make_vae(head="deterministic", latent_dim=None).eval(), random_images(count=BATCH + 3)
+    posterior = encode_images(vae, Listed(images))
+    assert isinstance(posterior, PointPosterior)
+    assert_close(posterior.mode(), vae.backbone(images), rtol=1e-4, atol=1e-4)
 
 
 def test_all_images_are_reconstructed_in_order() -> None:
@@ -58,6 +66,14 @@ def test_latents_are_written_as_plain_arrays(tmp_path: Path) -> None:
         assert stored["paths"].tolist() == [str(path) for path in paths]
         assert np.array_equal(stored["mean"], posterior.mean.numpy())
         assert np.array_equal(stored["logvar"], posterior.logvar.numpy())
+
+
+def test_points_are_written_without_a_log_variance(tmp_path: Path) -> None:
+    posterior = PointPosterior(torch.rand(1, 4, 2, 2))
+    write_latents(tmp_path / "latents.npz", [Path("a.png")], posterior)
+    with np.load(tmp_path / "latents.npz", allow_pickle=False) as stored:
+        assert sorted(stored) == ["mean", "paths"]
+        assert np.array_equal(stored["mean"], posterior.mean.numpy())
 
 
 def test_an_unwritable_place_is_an_error(tmp_path: Path) -> None:

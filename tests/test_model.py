@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,13 @@ from transfervae.errors import (
     UnknownNameError,
     WeightsUnavailableError,
 )
+from transfervae.heads import HEADS
 
 ROOT = Path(__file__).parents[1]
 FEW = settings(max_examples=6)
 
 each_kind = pytest.mark.parametrize("kind", KINDS)
+each_head = pytest.mark.parametrize("head", HEADS)
 
 
 @pytest.fixture(scope="module")
@@ -401,7 +404,8 @@ def test_loading_a_state_is_all_or_nothing() -> None:
 
 def test_a_part_that_cannot_be_built_again_is_not_saved(tmp_path: Path) -> None:
     class OwnHead(nn.Module):
-        latent_shape = (5,)
+        def latent_shape_for(self, _: Sequence[int]) -> tuple[int, ...]:
+            return (5,)
 
         def forward(self, features: Tensor) -> tv.DiagonalGaussian:
             mean = features.flatten(1)[:, :5]
@@ -414,10 +418,158 @@ def test_a_part_that_cannot_be_built_again_is_not_saved(tmp_path: Path) -> None:
     assert not (tmp_path / "model").exists()
 
 
+@each_head
+def test_each_head_trains_saves_and_loads(head: str, tmp_path: Path) -> None:
+    vae, images = make_vae(head=head, latent_dim=None), random_images()
+    tv.losses.elbo(vae(images), images, free_bits=0.1).total.backward()
+    assert all(parameter.grad is not None for parameter in vae.trainable_parameters())
+    vae.fit_scaling([images])
+    vae.eval().save_pretrained(tmp_path)
+    again = tv.TransferVAE.from_pretrained(tmp_path, backbone=shared_backbone("vgg19"))
+    for scaled in (False, True):
+        first, second = (model.encode(images, scaled=scaled) for model in (vae, again))
+        assert torch.equal(second.mean, first.mean)
+        assert torch.equal(second.variance, first.variance)
+        assert torch.equal(again.decode(second.mode(), scaled=scaled), vae.decode(first.mode(), scaled=scaled))
+    assert torch.equal(again.sample(2, generator=seeded(3)), vae.sample(2, generator=seeded(3)))
+
+
+@each_head
+def test_each_head_interpolates_and_reconstructs(head: str) -> None:
+    vae, images = make_vae(head=head, latent_dim=None).eval(), random_images()
+    path = vae.interpolate(images, images.flip(0), steps=3)
+    assert_close(path[:, 0], vae.reconstruct(images), rtol=1e-4, atol=1e-5)
+
+
+@each_head
+@pytest.mark.parametrize("per", ["channel", "position"])
+def test_scaled_latents_have_mean_zero_and_variance_one_over_the_images(head: str, per: str) -> None:
+    vae, images = make_vae(head=head, latent_dim=None), random_images(count=12)
+    vae.fit_scaling(images.split(5), per=per, convention="diffusers")
+    posterior = vae.encode(images, scaled=True)
+    mean, variance = posterior.mean.double(), posterior.variance.double()
+    dims = [0, *(range(2, mean.ndim) if per == "channel" else ())]
+    assert vae.scaling is not None
+    alive = vae.scaling.std.view_as(mean.mean(dim=dims)) > 1e-2
+    total = mean.var(dim=dims, correction=0) + variance.mean(dim=dims)
+    assert_close(mean.mean(dim=dims)[alive], torch.zeros_like(total)[alive], rtol=0, atol=1e-3)
+    assert_close(total[alive], torch.ones_like(total)[alive], rtol=1e-2, atol=0)
+    assert alive.any()
+
+
+@each_head
+def test_scaled_latents_are_decoded_to_what_unscaled_ones_are(head: str) -> None:
+    vae, images = make_vae(head=head, latent_dim=None).eval(), random_images()
+    vae.fit_scaling([images])
+    scaled = vae.encode(images, scaled=True).mode()
+    assert not torch.allclose(scaled, vae.encode(images).mode())
+    assert_close(vae.decode(scaled, scaled=True), vae.reconstruct(images), rtol=1e-4, atol=1e-4)
+    drawn = vae.encode(images, scaled=True).sample(generator=seeded(1))
+    expected = vae.decode(vae.encode(images).sample(generator=seeded(1)))
+    assert_close(vae.decode(drawn, scaled=True), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_scaled_latents_of_a_model_without_scaling_are_refused() -> None:
+    vae = make_vae()
+    for ask in (lambda: vae.encode(random_images(), scaled=True), lambda: vae.decode(torch.zeros(2, 5), scaled=True)):
+        with pytest.raises(InvalidOptionError, match=r"fit_scaling\(batches\)"):
+            ask()
+
+
+def test_fitting_a_scaling_refuses_what_cannot_be_before_it_looks_at_images() -> None:
+    vae, unread = make_vae(), iter([random_images()])
+    with pytest.raises(UnknownNameError, match="Did you mean 'channel'"):
+        vae.fit_scaling(unread, per="chanel")
+    with pytest.raises(UnknownNameError, match="rae, diffusers"):
+        vae.fit_scaling(unread, convention="other")
+    assert next(unread) is not None
+    with pytest.raises(InvalidOptionError, match="no latents"):
+        vae.fit_scaling([])
+    assert vae.scaling is None
+
+
+def test_fitting_again_replaces_the_scaling() -> None:
+    vae, images = make_vae(head="deterministic", latent_dim=None), random_images(count=8)
+    for batch in (images[:4], images):
+        vae.fit_scaling([batch])
+    alone = make_vae(head="deterministic", latent_dim=None)
+    alone.fit_scaling([images])
+    assert vae.scaling is not None
+    assert alone.scaling is not None
+    assert torch.equal(vae.scaling.std, alone.scaling.std)
+
+
+def test_a_scaling_is_part_of_the_trainable_state_and_not_trained() -> None:
+    vae = make_vae()
+    parameters = [id(parameter) for parameter in vae.trainable_parameters()]
+    plain = vae.trainable_state().keys()
+    vae.fit_scaling([random_images()])
+    assert vae.trainable_state().keys() - plain == {"scaling.mean", "scaling.std"}
+    assert [id(parameter) for parameter in vae.trainable_parameters()] == parameters
+    other = make_vae(seed=1)
+    with pytest.raises(CheckpointError, match=r"2 differ, first scaling\.mean"):
+        other.load_trainable_state(vae.trainable_state())
+    other.fit_scaling([random_images(seed=4)])
+    other.load_trainable_state(vae.trainable_state())
+    assert torch.equal(other.encode(random_images(), scaled=True).mean, vae.encode(random_images(), scaled=True).mean)
+
+
+def test_the_prior_of_a_gaussian_head_is_unscaled_and_draws_for_points_are_scaled() -> None:
+    for head, scaled in (("gaussian", False), ("spatial", False), ("pooled", False), ("deterministic", True)):
+        vae = make_vae(head=head, latent_dim=None).eval()
+        draws = torch.randn(3, *vae.latent_shape, generator=seeded(2))
+        assert torch.equal(vae.sample(3, generator=seeded(2)), vae.decode(draws))
+        vae.fit_scaling([random_images(count=4)])
+        assert torch.equal(vae.sample(3, generator=seeded(2)), vae.decode(draws, scaled=scaled))
+
+
+def test_points_get_noise_in_training_only() -> None:
+    backbone, images = shared_backbone("vgg19"), random_images()
+    shape = backbone.feature_shape(32)
+    vae = tv.TransferVAE(backbone, tv.DeterministicHead(tau=0.5), tv.resize_decoder(shape, 32, width=8))
+    assert torch.equal(vae.eval()(images).latent, backbone(images))
+    noisy = vae.train()(images, generator=seeded(0)).latent
+    assert not torch.equal(noisy, backbone(images))
+    assert torch.equal(noisy, vae(images, generator=seeded(0)).latent)
+
+
+@pytest.mark.usefixtures("without_shape_checks")
+@pytest.mark.parametrize("garbage", [17, "garbage", [], {"shape": [6]}, {"shape": "5"}, {"a": 1}, {"shape": [5, 1, 1]}])
+def test_a_garbled_scaling_is_refused(garbage: object, tmp_path: Path) -> None:
+    vae = make_vae()
+    vae.fit_scaling([random_images()])
+    vae.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["scaling"] == {"shape": [5]}
+    (tmp_path / "config.json").write_text(json.dumps(config | {"scaling": garbage}))
+    with pytest.raises(CheckpointError):
+        tv.TransferVAE.from_pretrained(tmp_path, backbone=shared_backbone("vgg19"))
+
+
+def test_a_scaling_for_other_latents_is_refused() -> None:
+    vae = make_vae()
+    with pytest.raises(ShapeError, match=r"for latents \(6,\), the model has \(5,\)"):
+        tv.TransferVAE(vae.backbone, vae.head, vae.decoder, scaling=tv.LatentScaling.identity((6,)))
+
+
+def test_a_folder_without_a_word_on_scaling_is_read(saved: Path) -> None:
+    assert "scaling" not in json.loads((saved / "config.json").read_text())
+    assert tv.TransferVAE.from_pretrained(saved, backbone=shared_backbone("vgg19")).scaling is None
+
+
+def test_latent_dim_is_the_heads_default_if_left_out() -> None:
+    shapes = {head: make_vae(head=head, latent_dim=None).latent_shape for head in HEADS}
+    assert shapes == {"gaussian": (128,), "spatial": (16, 8, 8), "pooled": (128,), "deterministic": (128, 8, 8)}
+    with pytest.raises(InvalidOptionError, match="latent_dim"):
+        make_vae(head="deterministic", latent_dim=4)
+    with pytest.raises(UnknownNameError, match="Did you mean 'spatial'"):
+        make_vae(head="spacial")
+
+
 def test_each_kind_compiles_as_one_graph_with_equal_values_and_all_gradients() -> None:
     command = [sys.executable, "-m", "tests.compile_all"]
     run = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     report: dict[str, float | str] = json.loads(run.stdout)
     failed = {name: value for name, value in report.items() if not isinstance(value, int | float) or value > 1e-4}
-    assert report.keys() >= KINDS.keys()
+    assert report.keys() >= KINDS.keys() | {f"head {head}" for head in HEADS}
     assert failed == {}

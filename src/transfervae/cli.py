@@ -3,6 +3,7 @@
 import math
 import os
 import shlex
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,9 +15,21 @@ from rich.progress import Progress
 from rich.table import Table
 
 from transfervae import __version__
+from transfervae.backbones import (
+    BackboneDescription,
+    LicenseWarning,
+    Node,
+    backbone_names,
+    describe_backbone,
+    is_backbone,
+    license_remark,
+    list_backbones,
+)
 from transfervae.data import ImageFolder
 from transfervae.decoders import DECODERS
-from transfervae.errors import InvalidOptionError, TransferVAEError
+from transfervae.errors import InvalidOptionError, TransferVAEError, UnknownNameError
+from transfervae.gaussian import DiagonalGaussian
+from transfervae.heads import HEADS
 from transfervae.inference import encode_images, reconstruct_images, write_latents
 from transfervae.losses import RECONSTRUCTIONS, rmse
 from transfervae.model import TransferVAE, build_vae
@@ -55,7 +68,9 @@ ENGINE_PANEL = "Engine (PyTorch Lightning's Trainer)"
 def run() -> None:
     """Run a command; what goes wrong is said in one line, with exit code 2."""
     try:
-        app()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", LicenseWarning)  # licences are shown beside the names
+            app()
     except (TransferVAEError, OSError) as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":
             errors.print(f"[bold red]Error:[/] {escape(' '.join(str(error).split()))}", soft_wrap=True, highlight=False)
@@ -117,17 +132,40 @@ def train(
     node: Annotated[
         str | None,
         typer.Option(
-            help="Where it is read: block5_pool, … for vgg19, else a stage index.", rich_help_panel=MODEL_PANEL
+            help="Where it is read: block5_pool, … for vgg19, else a stage's or block's index, or a module's name;"
+            " several with commas. `transfervae backbones NAME` lists them.",
+            rich_help_panel=MODEL_PANEL,
         ),
     ] = None,
+    fuse: Annotated[
+        str, typer.Option(help="How several nodes become one map: concat, sum, mean.", rich_help_panel=MODEL_PANEL)
+    ] = "concat",
+    grid: Annotated[
+        str | None,
+        typer.Option(
+            help="Grid that several nodes are resampled to, such as 8 or 6x8; the first one's if left out.",
+            rich_help_panel=MODEL_PANEL,
+        ),
+    ] = None,
+    norm: Annotated[
+        bool,
+        typer.Option("--norm", help="Apply the backbone's final normalisation.", rich_help_panel=MODEL_PANEL),
+    ] = False,
     weights: Annotated[
         str, typer.Option(help="default, none (random), or a .pth or .safetensors file.", rich_help_panel=MODEL_PANEL)
     ] = "default",
-    latent_dim: Annotated[int, typer.Option(help="Length of the latent vector.", rich_help_panel=MODEL_PANEL)] = 128,
+    head: Annotated[str, typer.Option(help=", ".join(HEADS), rich_help_panel=MODEL_PANEL)] = "gaussian",
+    latent_dim: Annotated[
+        int | None,
+        typer.Option(
+            help="Length of the latent vector, or channels of the latent map; the head's default if left out.",
+            rich_help_panel=MODEL_PANEL,
+        ),
+    ] = None,
     decoder: Annotated[str, typer.Option(help=", ".join(DECODERS), rich_help_panel=MODEL_PANEL)] = "resize",
     width: Annotated[
-        int, typer.Option(help="Channels at the decoder's smallest grid.", rich_help_panel=MODEL_PANEL)
-    ] = 128,
+        int | None, typer.Option(help="The decoder's width; its default if left out.", rich_help_panel=MODEL_PANEL)
+    ] = None,
     reconstruction: Annotated[
         str, typer.Option(help=", ".join(RECONSTRUCTIONS), rich_help_panel=OBJECTIVE_PANEL)
     ] = "rmse",
@@ -164,7 +202,7 @@ def train(
 ) -> None:
     """Train a model on a folder of images, and leave model, figures and pictures in a folder.
 
-    The backbone stays frozen; a Gaussian head and a decoder are trained.
+    The backbone stays frozen; a head and a decoder are trained.
 
     Example: transfervae train photos --backbone vgg19 --image-size 128 --epochs 5 --out runs/faces
     """
@@ -174,7 +212,11 @@ def train(
         "data": data,
         "backbone": backbone,
         "node": _parse_node(node),
+        "fuse": fuse,
+        "grid": None if grid is None else _parse_size(grid, "--grid"),
+        "norm": norm,
         "weights": _parse_weights(weights),
+        "head": head,
         "latent_dim": latent_dim,
         "image_size": _parse_size(image_size),
         "decoder": decoder,
@@ -275,7 +317,10 @@ def encode(
     weights: Weights = None,
     device: Device = "cpu",
 ) -> None:
-    """Encode images to latents: an .npz with the arrays paths, mean and logvar (natural logarithm of the variance)."""
+    """Encode images to latents: an .npz with the arrays paths, mean and logvar (natural logarithm of the variance).
+
+    A model with a deterministic head has no logvar.
+    """
     _check_suffix(out, ".npz")
     vae = _load(model, weights, device)
     dataset = _open_images(data, vae, skip_bad)
@@ -284,18 +329,23 @@ def encode(
         posterior = encode_images(vae, dataset, progress=lambda done: progress.update(task, completed=done))
     write_latents(out, dataset.paths, posterior)
     shape = " x ".join(map(str, posterior.mean.shape))
-    _say(f"{_describe_cut(vae)}; means and log-variances ({shape}) written to {out}")
+    what = "means and log-variances" if isinstance(posterior, DiagonalGaussian) else "latents"
+    _say(f"{_describe_cut(vae)}; {what} ({shape}) written to {out}")
 
 
 @app.command()
 def summary(
     model: Annotated[Path | None, typer.Argument(help="A run's or a model's folder.", show_default=False)] = None,
     backbone: Annotated[str | None, typer.Option(help="Instead of a folder: vgg19, packaged or timm:NAME.")] = None,
-    node: Annotated[str | None, typer.Option(help="Where it is read.")] = None,
+    node: Annotated[str | None, typer.Option(help="Where it is read; several nodes with commas.")] = None,
+    fuse: Annotated[str, typer.Option(help="How several nodes become one map: concat, sum, mean.")] = "concat",
     image_size: Annotated[str, typer.Option(help="Pixels: 128, or 96x128 (height x width).")] = "128",
-    latent_dim: Annotated[int, typer.Option(help="Length of the latent vector.")] = 128,
+    head: Annotated[str, typer.Option(help=", ".join(HEADS))] = "gaussian",
+    latent_dim: Annotated[
+        int | None, typer.Option(help="Length of the latent vector, or channels of the map; the head's default.")
+    ] = None,
     decoder: Annotated[str, typer.Option(help=", ".join(DECODERS))] = "resize",
-    width: Annotated[int, typer.Option(help="Channels at the decoder's smallest grid.")] = 128,
+    width: Annotated[int | None, typer.Option(help="The decoder's width; its default if left out.")] = None,
     weights: Weights = None,
 ) -> None:
     """Show what a model is made of: shapes, trainable and frozen parameters, and FLOPs for one image.
@@ -311,12 +361,37 @@ def summary(
             backbone or "",
             image_size=_parse_size(image_size),
             node=_parse_node(node),
+            fuse=fuse,
             weights=None,
+            head=head,
             latent_dim=latent_dim,
             decoder=decoder,
             width=width,
         )
     _print_summary(vae, summarise(vae))
+
+
+@app.command()
+def backbones(
+    pattern: Annotated[
+        str, typer.Argument(help="A name, to see its nodes; or a part of names, wildcards allowed.", show_default=False)
+    ] = "*",
+    image_size: Annotated[
+        str | None, typer.Option(help="Pixels that nodes are shown for; the network's own size if left out.")
+    ] = None,
+) -> None:
+    """List backbones, or show where one can be read and what it gives there.
+
+    Example: transfervae backbones "vit_small*dinov2"    transfervae backbones timm:resnet50 --image-size 96x128
+    """
+    size = None if image_size is None else _parse_size(image_size)
+    if is_backbone(pattern):
+        _print_nodes(describe_backbone(pattern, image_size=size))
+        return
+    found = list(list_backbones(pattern))
+    if not found:
+        raise UnknownNameError("backbone", pattern, backbone_names())
+    _print_backbones(found)
 
 
 def _say(text: str, console: Console = screen) -> None:
@@ -335,17 +410,19 @@ def _check_suffix(out: Path, *suffixes: str) -> None:
         raise InvalidOptionError(f"--out must end in {' or '.join(filter(None, suffixes))}, got {str(out)!r}.")
 
 
-def _parse_size(text: str) -> tuple[int, int]:
+def _parse_size(text: str, option: str = "--image-size") -> tuple[int, int]:
     sides = text.lower().split("x")
     if len(sides) > 2 or not all(side.strip().isdecimal() and int(side) > 0 for side in sides):
-        raise InvalidOptionError(f"--image-size must be a number or HEIGHTxWIDTH, such as 128 or 96x128, got {text!r}.")
+        raise InvalidOptionError(f"{option} must be a number or HEIGHTxWIDTH, such as 128 or 96x128, got {text!r}.")
     return int(sides[0]), int(sides[-1])
 
 
-def _parse_node(text: str | None) -> str | int | None:
-    if text is not None and text.removeprefix("-").isdecimal():
-        return int(text)
-    return text
+def _parse_node(text: str | None) -> Node | tuple[Node, ...] | None:
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    nodes = tuple(int(part) if part.removeprefix("-").isdecimal() else part for part in parts)
+    return nodes if len(nodes) > 1 else nodes[0]
 
 
 def _parse_weights(text: str) -> str | None:
@@ -397,7 +474,7 @@ def _print_result(result: Any, out: Path) -> None:
 
 def _print_summary(vae: TransferVAE, parts: list[Any]) -> None:
     source = vae.backbone.source
-    table = Table(title=f"{source.name} at {source.node}, {vae.image_size[0]}x{vae.image_size[1]} images")
+    table = Table(title=f"{source.name} at {source.place}, {vae.image_size[0]}x{vae.image_size[1]} images")
     table.add_column("part")
     for name in ("output", "trainable", "frozen", "MFLOPs"):
         table.add_column(name, justify="right")
@@ -408,3 +485,35 @@ def _print_summary(vae: TransferVAE, parts: list[Any]) -> None:
     totals = [sum(getattr(part, name) for part in parts) for name in ("trainable", "frozen", "flops")]
     table.add_row("all", "", f"{totals[0]:,}", f"{totals[1]:,}", f"{totals[2] / 1e6:,.1f}")
     screen.print(table)
+
+
+def _print_backbones(found: list[BackboneDescription]) -> None:
+    table = Table(title=f"{len(found)} backbones, at their default nodes", title_justify="left")
+    table.add_column("name", overflow="fold")
+    for name in ("width", "stride", "parameters"):
+        table.add_column(name, justify="right")
+    table.add_column("licence")
+    for entry in found:
+        stride = f"{entry.stride:.3g}"
+        row = (entry.name, str(entry.default.channels), stride, f"{entry.parameters:,}", _mark(entry.license))
+        table.add_row(*row)
+    screen.print(table)
+
+
+def _print_nodes(entry: BackboneDescription) -> None:
+    height, width = entry.image_size
+    table = Table("node", title=f"{entry.name}, {height}x{width} images", title_justify="left")
+    for name in ("channels", "grid"):
+        table.add_column(name, justify="right")
+    for node in entry.nodes:
+        mark = " (default)" if node.node == entry.default_node else ""
+        table.add_row(f"{node.node}{mark}", str(node.channels), f"{node.grid[0]}x{node.grid[1]}")
+    screen.print(table)
+    screen.print(f"{entry.parameters:,} parameters are kept at the default node")
+    screen.print(f"licence of the default weights: {_mark(entry.license)}")
+
+
+def _mark(license_name: str | None) -> str:
+    remark = license_remark(license_name)
+    name = license_name or "no weights published"
+    return f"[yellow]{name}{f' ({remark})' if remark != name else ''}[/]" if remark else name

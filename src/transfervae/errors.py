@@ -48,6 +48,10 @@ class UnknownNameError(TransferVAEError, ValueError):
         super().__init__(" ".join(parts))
 
 
+class UnsupportedBackboneError(TransferVAEError, ValueError):
+    """A network gives no features that can be read as a map."""
+
+
 class WeightsUnavailableError(TransferVAEError, OSError):
     """Pretrained weights are neither on this machine nor to be fetched."""
 

@@ -41,6 +41,11 @@ class DiagonalGaussian:
         """Standard deviation, `[b, ...]`."""
         return (0.5 * self.logvar).exp()
 
+    @property
+    def variance(self) -> Latents:
+        """Variance, `[b, ...]`."""
+        return self.logvar.exp()
+
     def mode(self) -> Latents:
         """The most likely latent, `[b, ...]`: the mean."""
         return self.mean
@@ -85,6 +90,15 @@ class DiagonalGaussian:
     def entropy(self) -> PerItem:
         """Differential entropy, summed over latent dimensions, in nats, `[b]`."""
         return 0.5 * _sum_per_item(self.logvar + math.log(2 * math.pi * math.e))
+
+    def normalised(self, mean: Tensor, std: Tensor) -> "DiagonalGaussian":
+        """The distribution of (latent - mean) / std: N((self.mean - mean) / std, self.variance / std^2).
+
+        Args:
+            mean: Broadcastable against the latents.
+            std: As `mean`, above 0.
+        """
+        return DiagonalGaussian((self.mean - mean) / std, self.logvar - 2 * std.log())
 
 
 def at_least_float32(values: Tensor) -> Tensor:

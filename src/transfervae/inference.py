@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from transfervae.checkpoint import write_atomically
 from transfervae.gaussian import DiagonalGaussian
 from transfervae.model import TransferVAE
+from transfervae.posterior import PointPosterior, Posterior
 from transfervae.shapes import Images
 
 BATCH = 32
@@ -20,7 +22,7 @@ BATCH = 32
 @torch.no_grad()
 def encode_images(
     vae: TransferVAE, images: Dataset[Tensor], *, progress: Callable[[int], None] | None = None
-) -> DiagonalGaussian:
+) -> Posterior:
     """Encode a data set.
 
     Args:
@@ -29,7 +31,7 @@ def encode_images(
         progress: Called with the number of images done.
 
     Returns:
-        The posteriors of all items in order, on the CPU.
+        The posteriors of all items in order, on the CPU: Gaussians if the model's head gives such, else points.
     """
     posteriors = []
     done = 0
@@ -38,10 +40,7 @@ def encode_images(
         done += len(batch)
         if progress is not None:
             progress(done)
-    return DiagonalGaussian(
-        torch.cat([posterior.mean.cpu() for posterior in posteriors]),
-        torch.cat([posterior.logvar.cpu() for posterior in posteriors]),
-    )
+    return _join(posteriors)
 
 
 @torch.no_grad()
@@ -60,8 +59,8 @@ def reconstruct_images(vae: TransferVAE, images: Dataset[Tensor]) -> tuple[Image
     return torch.cat(originals), torch.cat(reconstructions)
 
 
-def write_latents(path: Path, paths: Sequence[Path], posterior: DiagonalGaussian) -> None:
-    """Write posteriors as an .npz with the arrays `paths`, `mean` and `logvar` (natural logarithm of the variance).
+def write_latents(path: Path, paths: Sequence[Path], posterior: Posterior) -> None:
+    """Write posteriors as an .npz: arrays `paths`, `mean`, and for Gaussians `logvar` (natural log of the variance).
 
     Args:
         path: The file.
@@ -73,8 +72,17 @@ def write_latents(path: Path, paths: Sequence[Path], posterior: DiagonalGaussian
     """
     buffer = io.BytesIO()
     names = np.array([str(entry) for entry in paths])
-    np.savez(buffer, paths=names, mean=posterior.mean.numpy(), logvar=posterior.logvar.numpy())
+    moments: dict[str, Any] = {"mean": posterior.mean.numpy()}
+    if isinstance(posterior, DiagonalGaussian):
+        moments["logvar"] = posterior.logvar.numpy()
+    np.savez(buffer, paths=names, **moments)
     write_atomically(path, buffer.getvalue())
+
+
+def _join(posteriors: Sequence[Posterior]) -> Posterior:
+    means = torch.cat([posterior.mean.cpu() for posterior in posteriors])
+    logvars = [posterior.logvar.cpu() for posterior in posteriors if isinstance(posterior, DiagonalGaussian)]
+    return DiagonalGaussian(means, torch.cat(logvars)) if logvars else PointPosterior(means)
 
 
 def _batches(images: Dataset[Tensor]) -> Iterator[Images]:

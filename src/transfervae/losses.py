@@ -14,7 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from transfervae.errors import InvalidOptionError, ShapeError, UnknownNameError
-from transfervae.gaussian import DiagonalGaussian, at_least_float32
+from transfervae.gaussian import at_least_float32
+from transfervae.posterior import Posterior
 from transfervae.shapes import Images, PerItem, Scalar
 
 RMSE_EPSILON = 1e-8
@@ -32,7 +33,7 @@ class Reconstructed(Protocol):
         """Images, `[b, 3, h, w]`."""
 
     @property
-    def posterior(self) -> DiagonalGaussian:
+    def posterior(self) -> Posterior:
         """The latents' posterior."""
 
 
@@ -133,7 +134,7 @@ def gaussian_nll(reconstruction: Tensor, images: Tensor, *, sigma: float | None 
     return 0.5 * scaled + squares.shape[1] * (log_sigma + 0.5 * math.log(2 * math.pi))
 
 
-def kl(posterior: DiagonalGaussian) -> PerItem:
+def kl(posterior: Posterior) -> PerItem:
     """KL to the standard normal, summed over latent dimensions, in nats (Kingma & Welling 2014, appendix B).
 
     Args:

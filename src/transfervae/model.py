@@ -1,7 +1,7 @@
 """The model: a frozen backbone, a head and a decoder."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar, cast, runtime_checkable
@@ -10,9 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from transfervae.backbones import FrozenBackbone, create_backbone
+from transfervae.backbones import FrozenBackbone, Node, create_backbone
 from transfervae.checkpoint import read_model, write_model
 from transfervae.decoders import DECODERS
+from transfervae.diffusers_view import DiffusersView
 from transfervae.errors import (
     CheckpointError,
     FingerprintMismatchError,
@@ -23,12 +24,14 @@ from transfervae.errors import (
     UnknownNameError,
     WeightsUnavailableError,
 )
-from transfervae.gaussian import DiagonalGaussian
-from transfervae.heads import HEADS, GaussianHead
+from transfervae.heads import HEADS, DeterministicHead
 from transfervae.interpolation import INTERPOLATIONS
+from transfervae.posterior import Posterior
+from transfervae.scaling import LatentScaling, LatentStatistics, check_scaling_names
 from transfervae.shapes import Features, Images, Latents, check_image_tensor, check_positive, parse_image_size
 
 FROZEN_PREFIX = "backbone."
+BACKBONE_OPTIONS = ("fuse", "grid", "norm", "image_size")
 
 Part = TypeVar("Part")
 
@@ -37,9 +40,10 @@ Part = TypeVar("Part")
 class Head(Protocol):
     """What `TransferVAE` needs of a head, beside being a module."""
 
-    latent_shape: tuple[int, ...]
+    def latent_shape_for(self, feature_shape: Sequence[int]) -> tuple[int, ...]:
+        """Shape of a latent for features of one shape (c, h, w); raises `ShapeError` if it cannot take them."""
 
-    def __call__(self, features: Features) -> DiagonalGaussian:
+    def __call__(self, features: Features) -> Posterior:
         """Map features to a posterior."""
 
 
@@ -59,12 +63,12 @@ class VAEOutput(NamedTuple):
 
     Attributes:
         reconstruction: Images `[b, 3, h, w]` in [0, 1], decoded from `latent`.
-        posterior: The latents' distribution.
+        posterior: The latents' distribution, or the points of a deterministic head.
         latent: A draw from the posterior in training, its mode in evaluation.
     """
 
     reconstruction: Images
-    posterior: DiagonalGaussian
+    posterior: Posterior
     latent: Latents
 
 
@@ -77,15 +81,21 @@ class TransferVAE(nn.Module):
         decoder: Latents to images.
         latent_shape: Shape of one latent.
         image_size: (height, width) of its images.
+        scaling: To latents of mean 0 and variance 1 and back, if `fit_scaling` has been called, else None.
     """
 
-    def __init__(self, backbone: FrozenBackbone, head: nn.Module, decoder: nn.Module) -> None:
+    scaling: LatentScaling | None
+
+    def __init__(
+        self, backbone: FrozenBackbone, head: nn.Module, decoder: nn.Module, *, scaling: LatentScaling | None = None
+    ) -> None:
         """Compose a model of parts that fit.
 
         Args:
             backbone: From `create_backbone`.
-            head: From features to a posterior, such as `GaussianHead`; has `latent_shape`.
+            head: From features to a posterior, such as `GaussianHead`; has `latent_shape_for`.
             decoder: From latents to images, such as `resize_decoder` builds; has `latent_shape` and `image_size`.
+            scaling: For latents of mean 0 and variance 1; `fit_scaling` makes it from images.
 
         Raises:
             ShapeError: If the parts do not fit each other.
@@ -96,8 +106,8 @@ class TransferVAE(nn.Module):
         self.head = head
         self.decoder = decoder
         self.image_size = cast(ImageDecoder, decoder).image_size
-        self.latent_shape = cast(Head, head).latent_shape
-        self._check_fit()
+        self.scaling = scaling
+        self.latent_shape = self._fitting_latent_shape()
 
     @property
     def device(self) -> torch.device:
@@ -122,13 +132,16 @@ class TransferVAE(nn.Module):
         latent = posterior.sample(generator=generator) if self.training else posterior.mode()
         return VAEOutput(self.decode(latent), posterior, latent)
 
-    def encode(self, images: Tensor) -> DiagonalGaussian:
+    def encode(self, images: Tensor, *, scaled: bool = False) -> Posterior:
         """Map images to the posterior of their latents.
 
         Args:
             images: RGB in [0, 1], `[b, 3, h, w]`, of `image_size`.
+            scaled: Give the posterior of latents brought to mean 0 and variance 1, as `decode(..., scaled=True)`
+                takes them.
 
         Raises:
+            InvalidOptionError: If `scaled` is asked for and the model has no scaling.
             InvalidImageError: If the tensor is no batch of RGB images in [0, 1].
             ImageSizeError: If the images have another size than the model's.
         """
@@ -139,15 +152,23 @@ class TransferVAE(nn.Module):
                 f"This model was built for {self.image_size[0]}x{self.image_size[1]} images (height x width),"
                 f" got {height}x{width}; resize them, or build a model with image_size=({height}, {width})."
             )
-        posterior: DiagonalGaussian = self.head(self.backbone(images))
-        return posterior
+        scaling = self._fitted_scaling() if scaled else None
+        posterior: Posterior = self.head(self.backbone(images))
+        return posterior if scaling is None else posterior.normalised(scaling.mean, scaling.std)
 
-    def decode(self, latent: Latents) -> Images:
+    def decode(self, latent: Latents, *, scaled: bool = False) -> Images:
         """Map latents `[b, *latent_shape]` to images `[b, 3, h, w]` in [0, 1].
+
+        Args:
+            latent: `[b, *latent_shape]`.
+            scaled: The latents are of mean 0 and variance 1, as `encode(..., scaled=True)` gives them.
 
         Raises:
             ShapeError: If the latents have another shape.
+            InvalidOptionError: If they are said to be scaled and the model has no scaling.
         """
+        if scaled:
+            latent = self._fitted_scaling().restore(latent)
         images: Tensor = self.decoder(latent)
         return images
 
@@ -163,6 +184,10 @@ class TransferVAE(nn.Module):
     def sample(self, count: int = 1, *, generator: torch.Generator | None = None) -> Images:
         """Decode draws from the prior, the standard normal.
 
+        A deterministic head has no prior: nothing drew its latents towards one. The draws are then standard normal in
+        scaled space if the model has a scaling, which gives them the mean and variance of the images' latents, and in
+        unscaled space if not.
+
         Args:
             count: Number of images, at least 1.
             generator: Source of randomness, on the model's device; the global one if None.
@@ -174,7 +199,8 @@ class TransferVAE(nn.Module):
             InvalidOptionError: If `count` is below 1.
         """
         check_positive(count=count)
-        return self.decode(torch.randn(count, *self.latent_shape, generator=generator, device=self.device))
+        draws = torch.randn(count, *self.latent_shape, generator=generator, device=self.device)
+        return self.decode(draws, scaled=self.scaling is not None and isinstance(self.head, DeterministicHead))
 
     def interpolate(
         self, start: Tensor, end: Tensor, *, steps: int = 8, method: str = "spherical"
@@ -208,6 +234,41 @@ class TransferVAE(nn.Module):
         path = INTERPOLATIONS[method](first, last, torch.linspace(0, 1, steps, device=first.device, dtype=first.dtype))
         return self.decode(path.flatten(0, 1)).view(len(start), steps, 3, *self.image_size)
 
+    @torch.no_grad()
+    def fit_scaling(self, batches: Iterable[Tensor], *, per: str = "channel", convention: str = "rae") -> None:
+        """Set `scaling` from the latents of a data set, so that scaled ones have mean 0 and variance 1 over it.
+
+        For Gaussian posteriors these are the exact moments of all draws together: the variance is that of the means
+        plus the mean of the variances, with no randomness in it. For deterministic heads they are those of the points,
+        without the noise of training. One pass, in float64, memory for one batch. Several processes each fit what they
+        are given; `LatentStatistics.synchronise` joins them.
+
+        Args:
+            batches: Images, `[b, 3, h, w]` in [0, 1], of `image_size`, on any device: a loader over training images.
+            per: "channel" (all positions of a map's channel share a mean and a variance) or "position".
+            convention: "rae" or "diffusers", as in `LatentScaling.from_statistics`.
+
+        Raises:
+            UnknownNameError: For another `per` or `convention`.
+            InvalidOptionError: If there are no images, or their latents are not finite.
+            InvalidImageError: If a tensor is no batch of RGB images in [0, 1].
+            ImageSizeError: If the images have another size than the model's.
+        """
+        check_scaling_names(per, convention)
+        statistics = LatentStatistics()
+        for images in batches:
+            posterior = self.encode(images.to(self.device))
+            statistics.update(posterior.mean, posterior.variance)
+        self.scaling = LatentScaling.from_statistics(statistics, per=per, convention=convention).to(self.device)
+
+    def as_diffusers(self) -> DiffusersView:
+        """View the model as diffusers' `AutoencoderKL`, for code that trains or runs latent diffusion with one.
+
+        Raises:
+            ShapeError: If its latents are vectors.
+        """
+        return DiffusersView(self)
+
     def trainable_parameters(self) -> Iterator[nn.Parameter]:
         """Parameters of head and decoder: what an optimiser should get."""
         yield from self.head.parameters()
@@ -220,7 +281,7 @@ class TransferVAE(nn.Module):
         return self
 
     def trainable_state(self) -> dict[str, Tensor]:
-        """Parameters and buffers of head and decoder by name: what a checkpoint should hold."""
+        """Parameters and buffers of head, decoder and scaling by name: what a checkpoint should hold."""
         return {name: value for name, value in self.state_dict().items() if not name.startswith(FROZEN_PREFIX)}
 
     def load_trainable_state(self, state: Mapping[str, Tensor]) -> None:
@@ -241,7 +302,7 @@ class TransferVAE(nn.Module):
                 value.copy_(state[name])
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write the model to a folder: `model.safetensors` (head and decoder) and `config.json`.
+        """Write the model to a folder: `model.safetensors` (head, decoder and scaling) and `config.json`.
 
         The frozen network is named and fingerprinted, not stored.
 
@@ -257,6 +318,8 @@ class TransferVAE(nn.Module):
             "head": _config_of(self.head),
             "decoder": _config_of(self.decoder),
         }
+        if self.scaling is not None:
+            config["scaling"] = self.scaling.config
         write_model(Path(folder), config, self.trainable_state())
 
     @staticmethod
@@ -286,70 +349,97 @@ class TransferVAE(nn.Module):
         with _refusing(path):
             head = _build(HEADS, config["head"])
             decoder = _build(DECODERS, config["decoder"])
+            scaling = LatentScaling.identity(**config["scaling"]) if "scaling" in config else None
             recipe = {key: config["backbone"][key] for key in ("name", "node", "weights", "fingerprint")}
-            name, node = str(recipe["name"]), recipe["node"]
-        frozen = backbone or _find_backbone(name, node, recipe["weights"] if weights is None else weights)
+            recipe |= {key: config["backbone"][key] for key in BACKBONE_OPTIONS if key in config["backbone"]}
+        frozen = backbone or _find_backbone(recipe, weights)
         if frozen.fingerprint != recipe["fingerprint"]:
             raise FingerprintMismatchError(_mismatch_message(path, recipe, frozen))
         with _refusing(path):
-            vae = TransferVAE(frozen, head, decoder)
+            vae = TransferVAE(frozen, head, decoder, scaling=scaling)
         vae.load_trainable_state(tensors)
         return vae.eval()
 
-    def _check_fit(self) -> None:
-        latent_shape = tuple(cast(ImageDecoder, self.decoder).latent_shape)
-        if tuple(self.latent_shape) != latent_shape:
-            raise ShapeError(f"The head gives latents {self.latent_shape}, the decoder takes {latent_shape}.")
+    def _fitting_latent_shape(self) -> tuple[int, ...]:
+        """The latents' shape, on which head, decoder and scaling must agree."""
         features = self.backbone.feature_shape(self.image_size)
-        wanted = getattr(self.head, "feature_shape", features)
-        if tuple(wanted) != features:
+        try:
+            latent_shape = tuple(cast(Head, self.head).latent_shape_for(features))
+        except ShapeError as error:
             raise ShapeError(
-                f"The head takes features {tuple(wanted)}, the backbone gives {features}"
-                f" for {self.image_size[0]}x{self.image_size[1]} images."
+                f"{error} The backbone gives {list(features)} for {self.image_size[0]}x{self.image_size[1]} images."
+            ) from error
+        taken = tuple(cast(ImageDecoder, self.decoder).latent_shape)
+        if latent_shape != taken:
+            raise ShapeError(f"The head gives latents {latent_shape}, the decoder takes {taken}.")
+        if self.scaling is not None:
+            self.scaling.check_fit(latent_shape)
+        return latent_shape
+
+    def _fitted_scaling(self) -> LatentScaling:
+        if self.scaling is None:
+            raise InvalidOptionError(
+                "This model has no latent scaling; call fit_scaling(batches) with training images, or leave scaled out."
             )
+        return self.scaling
 
 
 def build_vae(
     backbone: str | FrozenBackbone = "vgg19",
     *,
     image_size: int | Sequence[int] = 128,
-    latent_dim: int = 128,
-    node: str | int | None = None,
+    head: str = "gaussian",
+    latent_dim: int | None = None,
+    node: Node | Sequence[Node] | None = None,
+    fuse: str = "concat",
+    grid: int | Sequence[int] | None = None,
+    norm: bool = False,
     weights: str | os.PathLike[str] | None = "default",
     decoder: str = "resize",
-    width: int = 128,
+    width: int | None = None,
 ) -> TransferVAE:
     """Build a model in one line.
 
     Args:
         backbone: A name for `create_backbone`, or a backbone.
         image_size: Height and width of the images, or one number, in pixels.
-        latent_dim: Length of the latent vector.
-        node: Where the backbone is read; its default if None. Not with a backbone that is already made.
+        head: A name from `heads.HEADS`: "gaussian" (a vector), "pooled" (a vector from any grid), "spatial" (a map) or
+            "deterministic" (the features themselves, no KL).
+        latent_dim: Length of the latent vector, or channels of the map; the head's default if None.
+        node: Where the backbone is read, at one node or several; its default if None. Not with a backbone that is
+            already made.
+        fuse: "concat", "sum" or "mean", for several nodes, as in `create_backbone`.
+        grid: (height, width) that the maps of several nodes are resampled to; the first one's if None.
+        norm: Apply the network's final normalisation to what is read.
         weights: The backbone's weights, as in `create_backbone`. Not used with a backbone that is already made.
         decoder: A name from `decoders.DECODERS`.
-        width: Channels at the decoder's smallest grid, a multiple of 8.
+        width: The decoder's width; its default if None.
 
     Returns:
         The model, in training mode.
 
     Raises:
-        UnknownNameError: For a backbone, node or decoder that does not exist.
+        UnknownNameError: For a backbone, node, head or decoder that does not exist.
         ImageSizeError: If the backbone cannot take the size.
-        InvalidOptionError: If a number is out of range.
+        InvalidOptionError: If a number is out of range, or `latent_dim` is given with "deterministic".
         WeightsUnavailableError: If the weights are not to be had.
     """
+    if head not in HEADS:
+        raise UnknownNameError("head", head, HEADS)
     if decoder not in DECODERS:
         raise UnknownNameError("decoder", decoder, DECODERS)
     size = parse_image_size(image_size)
     if isinstance(backbone, str):
-        backbone = create_backbone(backbone, node=node, weights=weights)
+        backbone = create_backbone(
+            backbone, node=node, fuse=fuse, grid=grid, norm=norm, image_size=size, weights=weights
+        )
     elif not isinstance(backbone, FrozenBackbone):
         raise InvalidOptionError(f"backbone must be a name or a FrozenBackbone, got {type(backbone).__name__}.")
     elif node is not None:
         raise InvalidOptionError("node belongs to create_backbone; the backbone given is read at its own.")
-    head = GaussianHead(backbone.feature_shape(size), latent_dim)
-    return TransferVAE(backbone, head, DECODERS[decoder](head.latent_shape, size, width=width))
+    features = backbone.feature_shape(size)
+    chosen = HEADS[head].for_features(features, latent_dim)
+    return TransferVAE(backbone, chosen, DECODERS[decoder](chosen.latent_shape_for(features), size, width=width))
 
 
 def _build(builders: Mapping[str, Any], config: Mapping[str, Any]) -> nn.Module:
@@ -370,13 +460,14 @@ def _refusing(folder: Path) -> Iterator[None]:
         raise CheckpointError(f"{str(folder / 'config.json')!r} describes no model: {error}") from error
 
 
-def _find_backbone(name: str, node: str | int, weights: str | os.PathLike[str] | None) -> FrozenBackbone:
-    is_file = weights not in (None, "default")
-    if is_file and not Path(weights or "").is_file():
+def _find_backbone(recipe: Mapping[str, Any], weights: str | os.PathLike[str] | None) -> FrozenBackbone:
+    name, source = str(recipe["name"]), recipe["weights"] if weights is None else weights
+    if source not in (None, "default", name) and not Path(source).exists():
         raise WeightsUnavailableError(
-            f"The weights of {name} are not in {str(weights)!r}; say where they are with weights=PATH (--weights PATH)."
+            f"The weights of {name} are not in {str(source)!r}; say where they are with weights=PATH (--weights PATH)."
         )
-    return create_backbone(name, node=node, weights=weights)
+    options = {key: recipe[key] for key in ("node", *BACKBONE_OPTIONS) if key in recipe}
+    return create_backbone(name, weights=source, **options)
 
 
 def _config_of(part: nn.Module) -> object:
@@ -391,6 +482,6 @@ def _config_of(part: nn.Module) -> object:
 def _mismatch_message(path: Path, recipe: Mapping[str, Any], frozen: FrozenBackbone) -> str:
     return (
         f"The model in {str(path)!r} was trained on {recipe['name']} at {recipe['node']} with fingerprint"
-        f" {recipe['fingerprint'][:12]}, but this backbone is {frozen.source.name} at {frozen.source.node}"
+        f" {recipe['fingerprint'][:12]}, but this backbone is {frozen.source.name} at {frozen.source.place}"
         f" with {frozen.fingerprint[:12]}: other weights, node or preprocessing. Give the right file with weights=PATH."
     )

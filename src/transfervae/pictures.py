@@ -14,6 +14,7 @@ from torch import Tensor
 
 from transfervae.checkpoint import write_atomically
 from transfervae.errors import MissingExtraError
+from transfervae.heads import DeterministicHead
 from transfervae.model import TransferVAE
 from transfervae.shapes import Images, check_seed
 from transfervae.summary import PartSummary, summarise
@@ -172,9 +173,9 @@ def _boxes(vae: TransferVAE) -> list[dict[str, Any]]:
         color = FROZEN_COLOR if part.frozen else TRAINABLE_COLOR
         label = part.name
         if part.name == "backbone":
-            label = f"{source.name}\n{source.node}"
+            label = f"{source.name}\n{source.place}"
         elif part.name == "head":
-            label = "mean | log-variance"
+            label = "latents" if isinstance(vae.head, DeterministicHead) else "mean | log-variance"
         size = 1.0 if part.name == "backbone" else 0.25 + 0.75 * spatial / height
         boxes.append({"label": label, "shape": part.output_shape, "color": color, "size": size, "count": _count(part)})
     return boxes

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from transfervae.gaussian import DiagonalGaussian
 from transfervae.model import TransferVAE
+from transfervae.posterior import Posterior
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ def _recording(
     def before(name: str) -> None:
         flops[name] = counter.get_total_flops()
 
-    def after(name: str, output: Tensor | DiagonalGaussian) -> None:
-        tensor = output.mean if isinstance(output, DiagonalGaussian) else output
+    def after(name: str, output: Tensor | Posterior) -> None:
+        tensor = output if isinstance(output, Tensor) else output.mean
         shapes[name] = tuple(tensor.shape[1:])
         flops[name] = counter.get_total_flops() - flops[name]
 

@@ -15,7 +15,7 @@ from transfervae.errors import CheckpointError, UnknownNameError
     [
         ("vgg91", "Did you mean 'vgg19'"),
         ("package", "Did you mean 'packaged'"),
-        ("nothing like it", r"Known: vgg19, packaged\..*timm:NAME"),
+        ("nothing like it", r"Known: vgg19, packaged, .*timm:NAME"),
         ("resnet18", "use 'timm:resnet18'"),
         ("VGG19", "Unknown backbone 'VGG19'"),
         ("", "Known: vgg19"),

@@ -93,9 +93,8 @@ def test_a_channels_last_network_gives_channels_first() -> None:
     backbone = create_backbone(f"timm:{SWIN}", node=0, weights=None)
     oracle: Any = timm.create_model(SWIN, features_only=True, out_indices=(0,)).eval()
     assert oracle.output_fmt == "NHWC"
-    state = {name.removeprefix("network.model."): tensor for name, tensor in backbone.network.state_dict().items()}
-    renamed = {name: state[name.replace("layers_0", "layers.0", 1)] for name in oracle.state_dict()}
-    oracle.load_state_dict(renamed)
+    state = {name.removeprefix("network."): tensor for name, tensor in backbone.network.state_dict().items()}
+    oracle.load_state_dict({name: state[name.replace("layers_0", "layers.0", 1)] for name in oracle.state_dict()})
     images = random_images(count=1).repeat(1, 1, 7, 7)
     with torch.no_grad():
         expected = oracle(backbone.normalise(images))[0].permute(0, 3, 1, 2)
@@ -114,7 +113,7 @@ def test_a_model_is_built_on_any_of_them() -> None:
         assert vae(torch.rand(2, 3, size, size)).reconstruction.shape == (2, 3, size, size)
 
 
-@pytest.mark.parametrize("node", [9, -9, "stage1", "1.5"])
+@pytest.mark.parametrize("node", [9, -9, "9"])
 def test_a_stage_that_is_not_there_is_refused(node: str | int) -> None:
     with pytest.raises(UnknownNameError, match=r"node of timm:test_vit.*Known: 0, 1, 2, 3, 4, 5\..*-6 to -1"):
         create_backbone("timm:test_vit", node=node, weights=None)

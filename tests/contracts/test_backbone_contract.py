@@ -34,12 +34,12 @@ class Fickle(nn.Module):
 def fickle_backbone() -> tv.FrozenBackbone:
     torch.manual_seed(0)
     network = Fickle().train()
-    return tv.FrozenBackbone(network, Source("fickle", 0, None), out_channels=8, mean=(0.5,) * 3, std=(0.2,) * 3)
+    return tv.FrozenBackbone(network, Source("fickle", 0, None), mean=(0.5,) * 3, std=(0.2,) * 3)
 
 
 def drop_path_backbone() -> tv.FrozenBackbone:
     network = timm.create_model("test_efficientnet", drop_rate=0.4, drop_path_rate=0.4, num_classes=0, global_pool="")
-    return tv.FrozenBackbone(network, Source("drop path", 0, None), out_channels=256, mean=(0.5,) * 3, std=(0.2,) * 3)
+    return tv.FrozenBackbone(network, Source("drop path", 0, None), mean=(0.5,) * 3, std=(0.2,) * 3)
 
 
 FRAGILE = {

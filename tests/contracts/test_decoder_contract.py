@@ -1,4 +1,4 @@
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -61,7 +61,7 @@ def test_config_builds_the_same_decoder_again(
     kind: str, latent_shape: tuple[int, ...], image_size: tuple[int, int], width: int
 ) -> None:
     decoder = DECODERS[kind](latent_shape, image_size, width=width)
-    options: dict[str, Any] = dict(decoder.config)
+    options: dict[str, Any] = dict(cast(Any, decoder).config)
     again = DECODERS[options.pop("kind")](**options)
     again.load_state_dict(decoder.state_dict())
     latents = torch.randn(2, *latent_shape)

@@ -1,6 +1,7 @@
 import csv
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ from PIL import Image
 
 import transfervae as tv
 from tests.integration.command import TINY, assert_succeeds, run
+from transfervae.heads import HEADS
+from transfervae.training import EngineOptions, TrainOptions, train
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +104,7 @@ def test_encode_writes_the_posterior_of_every_image(faces_run: tuple[Path, str],
     images = torch.stack([tv.data.read_image(folder / f"{number}.png") for number in range(3)])
     with torch.no_grad():
         posterior = vae.encode(images)
+    assert isinstance(posterior, tv.DiagonalGaussian)
     with np.load(tmp_path / "latents.npz", allow_pickle=False) as latents:
         assert [Path(path).name for path in latents["paths"]] == ["0.png", "1.png", "2.png"]
         torch.testing.assert_close(torch.from_numpy(latents["mean"]), posterior.mean)
@@ -120,6 +124,30 @@ def test_summary_counts_parameters(faces_run: tuple[Path, str]) -> None:
 def test_random_weights_are_announced(tmp_path: Path) -> None:
     screen = assert_succeeds(run("train", *TINY, "--epochs", "1", "--out", tmp_path / "run"))
     assert "not pretrained" in screen
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_every_head_trains_and_resumes(head: str, tmp_path: Path) -> None:
+    options = TrainOptions(
+        backbone="timm:test_resnet", weights=None, head=head, image_size=(32, 32), width=16, faces=24, epochs=1
+    )
+    engine = EngineOptions(accelerator="cpu", devices=1, workers=0)
+    train(options, tmp_path, engine=engine)
+    result = train(replace(options, epochs=2), tmp_path, engine=engine, resume=True)
+    assert [row["epoch"] for row in result.rows] == [1, 2]
+    assert all(math.isfinite(value) for row in result.rows for value in row.values())
+    assert (result.vae.scaling is not None) == (head == "deterministic")
+
+
+def test_latents_of_a_deterministic_head_are_encoded_without_a_log_variance(tmp_path: Path) -> None:
+    options = " ".join(TINY).replace("--latent-dim 8", "--head deterministic").split()
+    assert "KL 0.0 nats" in assert_succeeds(run("train", *options, "--epochs", "1", "--out", tmp_path / "run"))
+    Image.new("RGB", (40, 40), "teal").save(tmp_path / "photo.png")
+    assert_succeeds(run("encode", tmp_path / "run", tmp_path / "photo.png", "--out", tmp_path / "latents.npz"))
+    vae = tv.TransferVAE.from_pretrained(tmp_path / "run" / "model")
+    with np.load(tmp_path / "latents.npz", allow_pickle=False) as latents:
+        assert latents["mean"].shape == (1, *vae.latent_shape)
+        assert sorted(latents) == ["mean", "paths"]
 
 
 @pytest.mark.parametrize("command", [(), ("train",), ("reconstruct",), ("sample",), ("encode",), ("summary",)])

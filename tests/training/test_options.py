@@ -31,7 +31,10 @@ def test_numbers_out_of_range_are_named(options: dict[str, float]) -> None:
         TrainOptions(**options)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("options", [{"decoder": "resiz"}, {"reconstruction": "rms"}, {"beta_schedule": "liner"}])
+@pytest.mark.parametrize(
+    "options",
+    [{"decoder": "resiz"}, {"head": "spacial"}, {"reconstruction": "rms"}, {"beta_schedule": "liner"}],
+)
 def test_names_are_suggested(options: dict[str, str]) -> None:
     with pytest.raises(UnknownNameError, match="Did you mean"):
         TrainOptions(**options)  # type: ignore[arg-type]

@@ -1,22 +1,36 @@
 """The frozen contract, for any network that maps normalised images to a feature map."""
 
+import copy
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from transfervae.errors import ImageSizeError
+from transfervae.backbones.modules import ModuleFeatures, OutputFeatures
+from transfervae.backbones.reading import Node, Reading
+from transfervae.backbones.sizes import name_sizes, nearest_sizes
+from transfervae.errors import ImageSizeError, TransferVAEError
 from transfervae.shapes import Features, Images, check_image_range, check_image_tensor, parse_image_size
 
 NETWORK_ERRORS = (RuntimeError, AssertionError, ValueError, IndexError, TypeError, ZeroDivisionError)
 """What networks raise for image sizes that they cannot take."""
 
-SIDE_MULTIPLES = (7, 8, 14, 16, 32)
-SIZES_TRIED = 60
+DEFAULT_SIZE = (224, 224)
+"""Where the width of features is looked up, for a network whose own size is not known."""
+
+TRIES = 8
+"""How many sizes are tried, for each multiple that networks ask for, to name the nearest that work."""
+
+TRIES_MADE = 2
+"""The same for a network that must be made anew for each size."""
+
+MODULE_PREFIX = "module:"
+
+Size = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -25,17 +39,26 @@ class Source:
 
     Attributes:
         name: As given to `create_backbone`.
-        node: Where the features are read.
+        node: Where the features are read; several nodes in the order that they are fused in.
         weights: "default", a file's path, or None for random weights.
+        options: Those of `create_backbone` that differ from its defaults: plain values.
         license: Licence of the weights, "unknown" where the publisher names none, None for weights of one's own.
         native_size: The image size that the network was trained at, if known.
     """
 
     name: str
-    node: str | int
+    node: Node | tuple[Node, ...]
     weights: str | None
+    options: Mapping[str, Any] = field(default_factory=dict)
     license: str | None = None
-    native_size: tuple[int, int] | None = None
+    native_size: Size | None = None
+
+    @property
+    def place(self) -> str:
+        """Where the features are read, in words: "block5_pool", or "1, 2, 3 (concat)"."""
+        if not isinstance(self.node, tuple):
+            return str(self.node)
+        return f"{', '.join(map(str, self.node))} ({self.options['fuse']})"
 
 
 class FrozenBackbone(nn.Module):
@@ -47,33 +70,87 @@ class FrozenBackbone(nn.Module):
     Attributes:
         network: Maps normalised images `[b, 3, h, w]` to features `[b, c, h', w']`.
         source: Name, node, weights and licence.
-        out_channels: Channels of the features.
     """
 
     mean: Tensor
     std: Tensor
 
     def __init__(
-        self, network: nn.Module, source: Source, *, out_channels: int, mean: Sequence[float], std: Sequence[float]
+        self,
+        network: nn.Module,
+        source: Source,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        takes_if_made_for: Callable[[Size], bool] | None = None,
     ) -> None:
-        """Freeze a network; users call `create_backbone` instead.
+        """Freeze a network; users call `create_backbone` or `from_module` instead.
 
         Args:
             network: Maps normalised images to features; it is changed in place.
             source: Name, node, weights and licence.
-            out_channels: Channels of the features.
             mean: Per RGB channel, subtracted from images in [0, 1].
             std: Per RGB channel, divides them then.
+            takes_if_made_for: Whether the network takes a size once it is created for it, where that can be done.
         """
         super().__init__()
         self.network = network.requires_grad_(False).eval()
         self.source = source
-        self.out_channels = out_channels
+        self._takes_if_made_for = takes_if_made_for
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1))
         self._fingerprint: str | None = None
-        self._shapes: dict[tuple[int, int], tuple[int, int, int]] = {}
+        self._shapes: dict[Size, tuple[int, int, int]] = {}
         self._range_seen = False
+
+    @staticmethod
+    def from_module(
+        module: nn.Module,
+        node: str | Sequence[str] | None = None,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        fuse: str = "concat",
+        grid: int | Sequence[int] | None = None,
+    ) -> "FrozenBackbone":
+        """Freeze a copy of a network that is in memory; the network itself stays as it is.
+
+        Args:
+            module: Maps normalised images `[b, 3, h, w]` to a map of features, or has submodules that give one.
+                Channels may come first or last; tokens are laid out as a map, prefix tokens left out.
+            node: Name of the submodule whose output is read, several names, or None for the module's own output.
+            mean: Per RGB channel, subtracted from images in [0, 1].
+            std: Per RGB channel, divides them then.
+            fuse: "concat", "sum" or "mean", for several nodes.
+            grid: (height, width) that the maps of several nodes are resampled to; the first one's if None.
+
+        Returns:
+            The frozen backbone. A model with it is saved as any other, and read with
+            `TransferVAE.from_pretrained(folder, backbone=...)`.
+
+        Raises:
+            UnknownNameError: If a node does not exist.
+            InvalidOptionError: If a node is named twice.
+        """
+        network = copy.deepcopy(module)
+        name = f"{MODULE_PREFIX}{type(module).__name__}"
+        if node is None:
+            source, wrapped = Source(name, "output", name), OutputFeatures(network)
+            return FrozenBackbone(wrapped, source, mean=mean, std=std)
+        reading = Reading.parse(node, fuse=fuse, grid=grid, norm=False)
+        source = Source(name, reading.node, name, options=reading.options)
+        return FrozenBackbone(ModuleFeatures(network, reading), source, mean=mean, std=std)
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of the features.
+
+        Raises:
+            ImageSizeError: If no size was used yet and the network takes neither its own size nor 224x224.
+        """
+        if not self._shapes:
+            self.feature_shape(self.source.native_size or DEFAULT_SIZE)
+        return next(iter(self._shapes.values()))[0]
 
     def forward(self, images: Tensor) -> Features:
         """Compute features.
@@ -122,6 +199,7 @@ class FrozenBackbone(nn.Module):
 
         Raises:
             ImageSizeError: If the network cannot take the size; the nearest sizes that it can take are named.
+            ShapeError: If the network gives no map of features, or its nodes cannot be fused.
         """
         size = parse_image_size(image_size)
         if size not in self._shapes:
@@ -150,6 +228,7 @@ class FrozenBackbone(nn.Module):
             "name": self.source.name,
             "node": self.source.node,
             "weights": self.source.weights,
+            **self.source.options,
             "fingerprint": self.fingerprint,
         }
 
@@ -168,41 +247,47 @@ class FrozenBackbone(nn.Module):
     def _compute_fingerprint(self) -> str:
         digest = hashlib.sha256()
         preprocessing = {"mean": self.mean.flatten().tolist(), "std": self.std.flatten().tolist()}
-        digest.update(json.dumps({"node": self.source.node, **preprocessing}, sort_keys=True).encode())
+        reading = {"node": self.source.node, **self.source.options}
+        digest.update(json.dumps({**reading, **preprocessing}, sort_keys=True).encode())
         for name, tensor in sorted(self.network.state_dict().items()):
             digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
     @torch.no_grad()
-    def _probe(self, size: tuple[int, int]) -> tuple[tuple[int, int, int] | None, str]:
+    def _probe(self, size: Size) -> tuple[tuple[int, int, int] | None, str]:
         try:
             features = self.network(self.mean.new_zeros(1, 3, *size))
+        except TransferVAEError:
+            raise
         except NETWORK_ERRORS as error:
-            reason = str(error).strip().partition("\n")[0].rstrip(".")
-            return None, reason or type(error).__name__
+            return None, first_line(error)
         _, channels, height, width = features.shape
         if not height or not width:
             return None, "nothing is left of the image at this depth"
         return (channels, height, width), ""
 
-    def _size_message(self, size: tuple[int, int], reason: str) -> str:
-        nearest = [f"{height}x{width}" for height, width in self._nearest_sizes(size)]
-        advice = f"the nearest sizes that it takes: {', '.join(nearest)}" if nearest else "no size near it works"
+    def _size_message(self, size: Size, reason: str) -> str:
         height, width = size
-        return f"{self.source.name} at {self.source.node} cannot take {height}x{width} images; {advice} ({reason})."
-
-    def _nearest_sizes(self, size: tuple[int, int]) -> list[tuple[int, int]]:
-        found = (candidate for candidate in self._candidates(size) if self._probe(candidate)[0] is not None)
-        return list(islice(found, 2))
-
-    def _candidates(self, size: tuple[int, int]) -> Iterator[tuple[int, int]]:
-        """Sizes near the given one, nearest first: each side kept or rounded to multiples that networks ask for."""
-        heights, widths = (
-            {side} | {(side // multiple + up) * multiple for multiple in SIDE_MULTIPLES for up in (0, 1, 2)}
-            for side in size
+        return (
+            f"{self.source.name} at {self.source.place} cannot take {height}x{width} images; {self._advise(size)}"
+            f" ({reason})."
         )
-        sizes = {(height, width) for height in heights for width in widths if height and width}
-        nearest = sorted(sizes, key=lambda other: (abs(other[0] - size[0]) + abs(other[1] - size[1]), other))
-        native = [self.source.native_size] if self.source.native_size else []
-        return iter(dict.fromkeys(nearest[:SIZES_TRIED] + native))
+
+    def _advise(self, size: Size) -> str:
+        makes = self._takes_if_made_for
+        if makes is not None and makes(size):
+            return f"it can be made for them: create it with image_size={size}"
+        native = self.source.native_size
+        nearest = nearest_sizes(size, lambda other: self._probe(other)[0] is not None, native=native, tries=TRIES)
+        advice = f"the nearest sizes that it takes: {name_sizes(nearest)}" if nearest else "no size near it works"
+        if makes is not None and nearest in ([], [native]):
+            made = nearest_sizes(size, makes, native=native, tries=TRIES_MADE)
+            made = [other for other in made if other not in nearest]
+            advice += f", or created with image_size: {name_sizes(made)}" if made else ""
+        return advice
+
+
+def first_line(error: Exception) -> str:
+    """What a network says when it cannot take a size, in one line without a full stop."""
+    return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__

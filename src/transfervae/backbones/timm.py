@@ -1,53 +1,77 @@
-"""timm's networks as backbones, read at a stage."""
+"""timm's networks as backbones, read at stages, transformer blocks or named modules."""
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from os import PathLike
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from transfervae.backbones.frozen import FrozenBackbone, Source
+from transfervae.backbones.frozen import NETWORK_ERRORS, TRIES_MADE, FrozenBackbone, Source, first_line
+from transfervae.backbones.licenses import warn_of_license
+from transfervae.backbones.modules import ModuleFeatures
+from transfervae.backbones.reading import Node, Reading
+from transfervae.backbones.sizes import name_sizes, nearest_sizes
 from transfervae.backbones.weights import describe_misfits, read_weights, require_reachable
-from transfervae.errors import UnknownNameError, WeightsMismatchError, WeightsUnavailableError
+from transfervae.errors import (
+    ImageSizeError,
+    InvalidOptionError,
+    TransferVAEError,
+    UnknownNameError,
+    UnsupportedBackboneError,
+    WeightsMismatchError,
+    WeightsUnavailableError,
+)
 from transfervae.shapes import Features, Images
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors")
 
-
-FEATURES = MappingProxyType({"features_only": True, "feature_cls": "getter"})
-"""The way to ask for features that gives channels first for every network, and drops the layers past the stage."""
+Size = tuple[int, int]
 
 
 class StageFeatures(nn.Module):
-    """One stage of a timm network."""
+    """Stages or transformer blocks of a timm network, fused to one map; layers past the last of them are dropped.
 
-    def __init__(self, network: nn.Module) -> None:
-        """Wrap a network.
+    Attributes:
+        network: timm's.
+        reading: Stage indices counted from 0, and how they are fused.
+    """
+
+    def __init__(self, network: Any, reading: Reading) -> None:
+        """Cut a network.
 
         Args:
-            network: timm's, with one output index.
+            network: timm's; it is changed in place.
+            reading: Stage indices that exist.
         """
         super().__init__()
         self.network = network
+        self.reading = reading
+        self.stages = sorted(int(node) for node in reading.nodes)
+        network.prune_intermediate_layers(list(self.stages), prune_norm=not reading.norm)
 
     def forward(self, images: Images) -> Features:
-        """Map normalised images to the stage's features, `[b, c, h, w]`."""
-        features: Tensor = self.network(images)[0]
-        return features
+        """Map normalised images to the fused features, `[b, c, h, w]`."""
+        network: Any = self.network
+        maps = network.forward_intermediates(
+            images, indices=self.stages, norm=self.reading.norm, output_fmt="NCHW", intermediates_only=True
+        )
+        by_stage = dict(zip(self.stages, maps, strict=True))
+        return self.reading.combine([by_stage[int(node)] for node in self.reading.nodes])
 
 
 def create_timm(
     name: str,
-    node: str | int | None,
+    reading: Reading,
     weights: str | PathLike[str] | None,
     *,
+    image_size: Size | None = None,
     convert: Callable[[dict[str, Tensor], list[str]], dict[str, Tensor]] | None = None,
     source_name: str | None = None,
 ) -> FrozenBackbone:
@@ -55,48 +79,62 @@ def create_timm(
 
     Args:
         name: timm's name, with or without a pretrained tag.
-        node: Stage index; the last if None.
+        reading: Where and how it is read.
         weights: "default", a path, or None.
+        image_size: The size that a network is made for whose layers depend on it.
         convert: Renames the tensors of a weights file, given the names that timm uses, in order.
         source_name: What the backbone is called, "timm:NAME" if None.
 
     Returns:
         The frozen backbone.
     """
-    timm = import_module("timm")
-    if not is_timm_name(name):
-        raise UnknownNameError("timm network", name, timm.list_models(), hint="timm.list_models() names all.")
-    stage = _stage_index(name, -1 if node is None else node)
-    config = timm.get_pretrained_cfg(name)
-    options: dict[str, Any] = {**FEATURES, "out_indices": (stage,)}
-    if weights == "default" and convert is None:
-        _require_weights(name, config)
-        options["pretrained"] = True
-    elif weights is not None:
-        state = read_weights(weights)
-        if convert is not None:
-            state = convert(state, list(timm.create_model(name).state_dict()))
-        _check_fit(name, state, config)
-        options |= {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": state}}
-    network = _create_quietly(name, options)
-    preprocessing = network.pretrained_cfg
+    check_timm_name(name)
+    owner = source_name or f"timm:{name}"
+    preprocessing = import_module("timm").get_pretrained_cfg(name).to_dict()
+    with _explaining(name, reading, image_size):
+        loading: dict[str, Any] = {}
+        if weights is not None:
+            with torch.device("meta"):
+                _resolve(_create(name, {}, image_size)[0], reading, owner)
+            loading = _loading_options(name, weights, convert)
+        network, made_for = _create(name, loading, image_size)
+        reading = _resolve(network, reading, owner)
+    published = weights == "default" or convert is not None
+    license_name = str(preprocessing.get("license") or "unknown") if published and weights is not None else None
+    warn_of_license(owner, license_name)
     return FrozenBackbone(
-        StageFeatures(network),
+        _wrap(network, reading, owner),
         Source(
-            source_name or f"timm:{name}",
-            stage,
-            None if weights is None else str(weights) if convert is None else "default",
-            license=_license(preprocessing) if weights == "default" or convert else None,
-            native_size=tuple(preprocessing["input_size"][1:]),
+            owner,
+            reading.node,
+            None if weights is None else "default" if published else str(weights),
+            options=reading.options | ({"image_size": list(made_for)} if made_for else {}),
+            license=license_name,
+            native_size=native_size(name),
         ),
-        out_channels=network.feature_info.channels()[0],
         mean=preprocessing["mean"],
         std=preprocessing["std"],
+        takes_if_made_for=partial(_takes_if_made_for, name, reading),
     )
 
 
+def check_timm_name(name: str) -> None:
+    """Make sure that timm has a network of this name, with or without a pretrained tag.
+
+    Raises:
+        UnknownNameError: If not.
+    """
+    if not is_timm_name(name):
+        timm = import_module("timm")
+        raise UnknownNameError("timm network", name, timm.list_models(), hint="timm.list_models() names all.")
+
+
 def is_timm_name(name: str) -> bool:
-    """Whether timm has a network of this name, with or without a pretrained tag."""
+    """Whether timm has a network of this name, with or without a pretrained tag.
+
+    Raises:
+        UnknownNameError: If it has the network, but not the tag.
+    """
     timm = import_module("timm")
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
@@ -106,53 +144,166 @@ def is_timm_name(name: str) -> bool:
     return True
 
 
-def _stage_index(name: str, node: str | int) -> int:
-    """The stage counted from 0, checked against the stages that the network has."""
-    with torch.device("meta"):
-        network = _create_quietly(name, dict(FEATURES))
-    stages = range(len(network.feature_info.info))
+def native_size(name: str) -> Size:
+    """The image size that a network of timm was trained at, (height, width)."""
+    _, height, width = import_module("timm").get_pretrained_cfg(name).input_size
+    return height, width
+
+
+def create_network(name: str, image_size: Size) -> nn.Module:
+    """Create a network of timm with random weights, without its classifier, for images of a size, in evaluation mode.
+
+    Args:
+        name: timm's name.
+        image_size: (height, width).
+    """
+    network: nn.Module = _create(name, {}, image_size)[0]
+    return network.eval()
+
+
+def stage_count(network: Any) -> int:
+    """Number of stages or transformer blocks that a network of timm can be read at."""
+    return len(network.feature_info)
+
+
+def _loading_options(
+    name: str,
+    weights: str | PathLike[str],
+    convert: Callable[[dict[str, Tensor], list[str]], dict[str, Tensor]] | None,
+) -> dict[str, Any]:
+    """What makes timm load weights: its own published ones, or all of a file's but the classifier's, strictly."""
+    timm = import_module("timm")
+    config = timm.get_pretrained_cfg(name)
+    if weights == "default" and convert is None:
+        _require_weights(name, config)
+        return {"pretrained": True}
+    state = read_weights(weights)
+    if convert is not None:
+        state = convert(state, list(timm.create_model(name).state_dict()))
+    classifiers = (config.classifier,) if isinstance(config.classifier, str) else tuple(config.classifier or ())
+    trunk = {key: tensor for key, tensor in state.items() if not key.startswith(tuple(f"{c}." for c in classifiers))}
+    return {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": trunk, "num_classes": 0}}
+
+
+def _create(name: str, loading: dict[str, Any], image_size: Size | None) -> tuple[Any, Size | None]:
+    """Create a network that takes as many image sizes as its code allows, and the one size that it was made for."""
+    native = native_size(name)
+    if image_size in (None, native):
+        network = _try_to_create(name, loading, {"dynamic_img_size": True})
+        if network is not None and _is_divided(network, native):
+            return network, None
+        return _try_to_create(name, loading, {}), None
+    for options, made_for in (({"dynamic_img_size": True}, None), ({"img_size": image_size}, image_size), ({}, None)):
+        network = _try_to_create(name, loading, options)
+        if network is not None:
+            return network, made_for
+    raise UnsupportedBackboneError(f"timm:{name} cannot be created.")
+
+
+@contextmanager
+def _explaining(name: str, reading: Reading, image_size: Size | None) -> Iterator[None]:
+    """Turn what timm's constructors raise into our errors."""
     try:
-        return stages[int(node)]
-    except (ValueError, IndexError):
-        raise UnknownNameError(
-            f"node of timm:{name}", node, stages, hint=f"Or {-len(stages)} to -1, from the end."
-        ) from None
+        yield
+    except TransferVAEError:
+        raise
+    except NETWORK_ERRORS as error:
+        if image_size is None:
+            raise UnsupportedBackboneError(f"timm:{name} cannot serve: {error}") from error
+        takes = partial(_takes_if_made_for, name, reading)
+        sizes = nearest_sizes(image_size, takes, native=native_size(name), tries=TRIES_MADE)
+        raise ImageSizeError(
+            f"timm:{name} cannot be created for {image_size[0]}x{image_size[1]} images; the nearest sizes that it can:"
+            f" {name_sizes(sizes)} ({first_line(error)})."
+        ) from error
 
 
-def _create_quietly(name: str, options: dict[str, Any]) -> Any:
-    """Create a network, timm's failures as our errors."""
+def _try_to_create(name: str, loading: dict[str, Any], options: dict[str, Any]) -> Any:
+    """Create a network, timm's failures as our errors; None if it does not know the options."""
+    timm = import_module("timm")
     with _silence("timm"):
         try:
-            return _create_model(name, options)
-        except (AttributeError, RuntimeError, AssertionError) as error:
-            raise UnknownNameError(
-                "feature network", f"timm:{name}", [], hint=f"timm gives no feature maps for it ({error})."
-            ) from error
+            return timm.create_model(name, num_classes=0, **loading, **options)
+        except TypeError as error:
+            if any(option in str(error) for option in options):
+                return None
+            raise
         except OSError as error:
             reason = str(error).splitlines()[0]
             raise WeightsUnavailableError(f"The weights of timm:{name} cannot be fetched: {reason}") from error
-
-
-def _create_model(name: str, options: dict[str, Any]) -> Any:
-    timm = import_module("timm")
-    try:
-        return timm.create_model(name, **options)
-    except TypeError:  # a few networks choose their way to give features themselves
-        return timm.create_model(name, **{key: value for key, value in options.items() if key != "feature_cls"})
-
-
-def _check_fit(name: str, state: dict[str, Tensor], config: Any) -> None:
-    """Load the weights into the whole network but its classifier, where timm reports every misfit."""
-    timm = import_module("timm")
-    classifiers = (config.classifier,) if isinstance(config.classifier, str) else tuple(config.classifier or ())
-    trunk = {key: tensor for key, tensor in state.items() if not key.startswith(tuple(f"{c}." for c in classifiers))}
-    overlay = {"state_dict": trunk, "num_classes": 0}
-    with _silence("timm"):
-        try:
-            timm.create_model(name, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay)
         except (RuntimeError, KeyError) as error:
+            if not loading:
+                raise
             misfits = [line.strip().rstrip(".") for line in str(error).splitlines()[1:]] or [str(error)]
             raise WeightsMismatchError(describe_misfits(f"timm:{name}", _split_names(misfits))) from error
+
+
+def _is_divided(network: Any, native: Size) -> bool:
+    """Whether the patches of a network divide its own image size: a few cut the last pixels off instead."""
+    patch = getattr(getattr(network, "patch_embed", None), "patch_size", (1, 1))
+    return all(side % step == 0 for side, step in zip(native, patch, strict=True))
+
+
+def _resolve(network: Any, reading: Reading, owner: str) -> Reading:
+    """Replace stage indices from the end, and check that every node exists and that the nodes can be fused."""
+    if not (hasattr(network, "forward_intermediates") and hasattr(network, "prune_intermediate_layers")):
+        raise UnsupportedBackboneError(f"{owner} cannot serve: timm gives no intermediate features of it.")
+    if all(_is_module_name(node) for node in reading.nodes):
+        _check_modules(network, reading, owner)
+        return reading
+    stages = range(stage_count(network))
+    nodes = tuple(_stage(node, stages, owner) for node in reading.nodes)
+    resolved = Reading.parse(nodes, fuse=reading.fuse, grid=reading.grid, norm=reading.norm)
+    width = "num_chs_norm" if reading.norm else "num_chs"
+    info = network.feature_info
+    resolved.check_widths([info[node].get(width, info[node]["num_chs"]) for node in nodes])
+    return resolved
+
+
+def _stage(node: Node, stages: Sequence[int], owner: str) -> int:
+    if _is_module_name(node):
+        raise InvalidOptionError(f"node mixes stage indices and the module name {node!r}; use one kind.")
+    try:
+        return stages[int(node)]
+    except IndexError:
+        raise UnknownNameError(
+            f"node of {owner}", node, stages, hint=f"Or {-len(stages)} to -1, from the end; or a module's name."
+        ) from None
+
+
+def _is_module_name(node: Node) -> bool:
+    return isinstance(node, str) and not node.removeprefix("-").isdecimal()
+
+
+def _check_modules(network: nn.Module, reading: Reading, owner: str) -> None:
+    if reading.norm:
+        raise InvalidOptionError("norm belongs to stage indices; with module names, name the normalisation itself.")
+    names = [name for name, _ in network.named_modules() if name]
+    for node in reading.nodes:
+        if node not in names:
+            stages = range(stage_count(network))
+            hint = f"Known are stages {stages[0]} to {stages[-1]}, and the names of modules, such as {names[-1]!r}."
+            raise UnknownNameError(f"node of {owner}", node, names, hint=hint)
+
+
+def _wrap(network: nn.Module, reading: Reading, owner: str) -> nn.Module:
+    if _is_module_name(reading.nodes[0]):
+        return ModuleFeatures(network, reading)
+    try:
+        return StageFeatures(network, reading)
+    except NETWORK_ERRORS as error:
+        raise UnsupportedBackboneError(f"{owner} cannot be read at {reading.node}: {error}") from error
+
+
+def _takes_if_made_for(name: str, reading: Reading, size: Size) -> bool:
+    """Whether a network made for this size takes it."""
+    try:
+        with torch.device("meta"), torch.no_grad():
+            network = _wrap(_create(name, {}, size)[0], reading, name).eval()
+            network(torch.zeros(1, 3, *size))
+    except NETWORK_ERRORS:
+        return False
+    return True
 
 
 def _split_names(misfits: list[str]) -> list[str]:
@@ -188,10 +339,6 @@ def _require_weights(name: str, config: Any) -> None:
     folder = Path(hub.constants.HF_HUB_CACHE) / f"models--{config.hf_hub_id.replace('/', '--')}"
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     require_reachable(f"{endpoint}/{config.hf_hub_id}", owner=owner, file=files[0], folder=folder)
-
-
-def _license(preprocessing: dict[str, Any]) -> str:
-    return str(preprocessing.get("license") or "unknown")
 
 
 @contextmanager

@@ -1,11 +1,17 @@
 """torchvision's VGG19, cut at any of its 21 nodes."""
 
 from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import accumulate
 from os import PathLike
+from types import MappingProxyType
 
 from torch import Tensor, nn
 
 from transfervae.backbones.frozen import FrozenBackbone, Source
+from transfervae.backbones.modules import ModuleFeatures
+from transfervae.backbones.reading import Reading
 from transfervae.backbones.weights import fetch_weights, load_strictly, read_weights
 from transfervae.errors import UnknownNameError
 
@@ -16,6 +22,7 @@ CONVOLUTIONS = (2, 2, 4, 4, 4)
 CHANNELS = (64, 128, 256, 512, 512)
 
 DEFAULT_NODE = "block5_pool"
+LICENSE = "bsd-3-clause"
 NODES = tuple(
     node
     for block, count in enumerate(CONVOLUTIONS, start=1)
@@ -23,27 +30,45 @@ NODES = tuple(
 )
 """The places where VGG19 can be read, in order; a convolution is read after its ReLU."""
 
+LAYERS: Mapping[str, str] = MappingProxyType(
+    dict(zip(NODES, map(str, (n - 1 for n in accumulate(1 if "pool" in node else 2 for node in NODES))), strict=True))
+)
+"""The layer that gives each node, by torchvision's index."""
 
-def create_vgg19(node: str | int | None, weights: str | PathLike[str] | None) -> FrozenBackbone:
-    """Create VGG19 up to a node (Simonyan & Zisserman 2015); options as in `create_backbone`."""
-    node = DEFAULT_NODE if node is None else node
-    if node not in NODES:
-        raise UnknownNameError("node of vgg19", node, NODES)
-    network = _build(NODES.index(str(node)) + 1)
+
+def create_vgg19(reading: Reading, weights: str | PathLike[str] | None) -> FrozenBackbone:
+    """Create VGG19 up to its last node that is read (Simonyan & Zisserman 2015); options as in `create_backbone`."""
+    reading = resolve_nodes(reading, "vgg19")
+    network = build_vgg19(reading)
     if weights is not None:
         _load(network, weights)
     return FrozenBackbone(
-        network,
+        read_vgg19(network, reading),
         Source(
             "vgg19",
-            str(node),
+            reading.node,
             None if weights is None else str(weights),
-            license="bsd-3-clause" if weights == "default" else None,
+            options=reading.options,
+            license=LICENSE if weights == "default" else None,
         ),
-        out_channels=CHANNELS[int(str(node)[5]) - 1],
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
     )
+
+
+def resolve_nodes(reading: Reading, owner: str) -> Reading:
+    """Check that nodes are those of VGG19.
+
+    Raises:
+        UnknownNameError: If not.
+        InvalidOptionError: If a final normalisation is asked for.
+    """
+    reading = reading.or_at(DEFAULT_NODE).without_norm(owner)
+    for node in reading.nodes:
+        if node not in NODES:
+            raise UnknownNameError(f"node of {owner}", node, NODES)
+    reading.check_widths([CHANNELS[int(str(node)[5]) - 1] for node in reading.nodes])
+    return reading
 
 
 def fetch_vgg19_weights() -> dict[str, Tensor]:
@@ -57,11 +82,11 @@ def fetch_vgg19_weights() -> dict[str, Tensor]:
     return fetch_weights(VGG19_Weights.IMAGENET1K_V1.url, owner="VGG19")
 
 
-def _build(nodes: int) -> nn.Sequential:
-    """The first so many nodes, their layers named by torchvision's indices."""
+def build_vgg19(reading: Reading) -> nn.Sequential:
+    """VGG19 up to its last node that is read, its layers named by torchvision's indices."""
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     before = 3
-    for node in NODES[:nodes]:
+    for node in NODES[: max(NODES.index(str(node)) for node in reading.nodes) + 1]:
         if node.endswith("pool"):
             layers[str(len(layers))] = nn.MaxPool2d(kernel_size=2, stride=2)
             continue
@@ -73,6 +98,13 @@ def _build(nodes: int) -> nn.Sequential:
         layers[str(len(layers))] = nn.ReLU(inplace=True)
         before = channels
     return nn.Sequential(layers)
+
+
+def read_vgg19(network: nn.Sequential, reading: Reading) -> nn.Module:
+    """The network itself where it ends at the only node, else one that fuses its nodes."""
+    if len(reading.nodes) == 1 and reading.grid is None:
+        return network
+    return ModuleFeatures(network, replace(reading, nodes=tuple(LAYERS[str(node)] for node in reading.nodes)))
 
 
 def _load(network: nn.Sequential, weights: str | PathLike[str]) -> None:

@@ -113,7 +113,16 @@ def load_strictly(network: nn.Module, state: Mapping[str, Tensor], *, owner: str
     Raises:
         WeightsMismatchError: If names or shapes differ; the first three misfits are named and nothing is loaded.
     """
-    own = network.state_dict()
+    check_fit(network.state_dict(), state, owner=owner)
+    network.load_state_dict(dict(state))
+
+
+def check_fit(own: Mapping[str, Tensor], state: Mapping[str, Tensor], *, owner: str) -> None:
+    """Check that a state dict has the names and shapes of a network's own.
+
+    Raises:
+        WeightsMismatchError: If not; the first three misfits are named.
+    """
     misfits = [f"{name} is missing" for name in own if name not in state]
     misfits += [f"{name} is not expected" for name in state if name not in own]
     misfits += [
@@ -123,7 +132,6 @@ def load_strictly(network: nn.Module, state: Mapping[str, Tensor], *, owner: str
     ]
     if misfits:
         raise WeightsMismatchError(describe_misfits(owner, misfits))
-    network.load_state_dict(dict(state))
 
 
 def describe_misfits(owner: str, misfits: list[str]) -> str:

@@ -3,8 +3,10 @@
 import math
 from dataclasses import dataclass
 
+from transfervae.backbones.reading import Node, Reading
 from transfervae.decoders import DECODERS
 from transfervae.errors import InvalidOptionError, UnknownNameError
+from transfervae.heads import HEADS
 from transfervae.losses import resolve_reconstruction
 from transfervae.schedules import Schedule, constant, cyclic, linear_warmup
 from transfervae.shapes import check_positive, check_seed, parse_image_size
@@ -19,12 +21,16 @@ class TrainOptions:
     Attributes:
         data: Folder of images, or None for the embedded `ToyFaces`.
         backbone: A name for `create_backbone`; "auto" is vgg19, or packaged where vgg19's weights cannot be fetched.
-        node: Where the backbone is read; its default if None.
+        node: Where the backbone is read, at one node or several; its default if None.
+        fuse: "concat", "sum" or "mean", for several nodes.
+        grid: (height, width) that the maps of several nodes are resampled to; the first one's if None.
+        norm: Apply the backbone's final normalisation to what is read.
         weights: "default", a path, or None for random ones.
-        latent_dim: Length of the latent vector.
+        head: A name from `heads.HEADS`.
+        latent_dim: Length of the latent vector, or channels of the map; the head's default if None.
         image_size: (height, width).
         decoder: A name from `decoders.DECODERS`.
-        width: Channels at the decoder's smallest grid.
+        width: The decoder's width; its default if None.
         reconstruction: A name from `losses.RECONSTRUCTIONS`.
         beta: Weight of the KL in nats; the reconstruction term's default if None.
         beta_schedule: "constant", "linear" (warm-up) or "cyclic".
@@ -41,12 +47,16 @@ class TrainOptions:
 
     data: str | None = None
     backbone: str = "auto"
-    node: str | int | None = None
+    node: Node | tuple[Node, ...] | None = None
+    fuse: str = "concat"
+    grid: tuple[int, int] | None = None
+    norm: bool = False
     weights: str | None = "default"
-    latent_dim: int = 128
+    head: str = "gaussian"
+    latent_dim: int | None = None
     image_size: tuple[int, int] = (128, 128)
     decoder: str = "resize"
-    width: int = 128
+    width: int | None = None
     reconstruction: str = "rmse"
     beta: float | None = None
     beta_schedule: str = "constant"
@@ -62,14 +72,17 @@ class TrainOptions:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "image_size", parse_image_size(self.image_size))
+        Reading.parse(self.node, fuse=self.fuse, grid=self.grid, norm=self.norm)
         check_positive(
-            latent_dim=self.latent_dim,
-            width=self.width,
+            latent_dim=1 if self.latent_dim is None else self.latent_dim,
+            width=1 if self.width is None else self.width,
             beta_epochs=self.beta_epochs,
             epochs=self.epochs,
             batch_size=self.batch_size,
             faces=self.faces,
         )
+        if self.head not in HEADS:
+            raise UnknownNameError("head", self.head, HEADS)
         if self.decoder not in DECODERS:
             raise UnknownNameError("decoder", self.decoder, DECODERS)
         if self.beta_schedule not in SCHEDULES:

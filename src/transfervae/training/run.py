@@ -23,10 +23,12 @@ from rich.markup import escape
 from rich.progress import Progress
 from typing_extensions import override
 
+from transfervae.backbones import license_remark
 from transfervae.backbones.vgg import fetch_vgg19_weights
 from transfervae.checkpoint import write_json
 from transfervae.errors import CheckpointError, InvalidOptionError, RunFolderError, WeightsUnavailableError
 from transfervae.evaluation import mean_image_rmse
+from transfervae.heads import DeterministicHead
 from transfervae.model import TransferVAE, build_vae
 from transfervae.pictures import write_architecture, write_reconstructions, write_samples
 from transfervae.training.checkpoint_io import SafetensorsIO
@@ -39,6 +41,9 @@ from transfervae.training.run_folder import MONITORED, RunFolder, RunRecorder
 EXAMPLES = 8
 MEAN_IMAGE_SAMPLE = 10_000
 """At most so many training images make the mean image."""
+
+SCALING_SAMPLE = 512
+"""So many training images, or a batch if that is more, give the scaling of latents that have no prior."""
 
 LIGHTNING_REMARKS = (
     r".*does not have many workers.*",
@@ -114,6 +119,8 @@ def train(
         images = RunImages(options, workers=engine.workers, progress=progress)
     torch.manual_seed(options.seed)
     vae = build(options)
+    if isinstance(vae.head, DeterministicHead):
+        vae.fit_scaling(islice(images.batches(images.training), max(1, SCALING_SAMPLE // options.batch_size)))
     recorder = RunRecorder(folder, images.examples(EXAMPLES), epochs=options.epochs)
     with warnings.catch_warnings(), ExitStack() as held:
         for remark in LIGHTNING_REMARKS:
@@ -141,8 +148,12 @@ def build(options: TrainOptions) -> TransferVAE:
     return build_vae(
         options.backbone,
         image_size=options.image_size,
+        head=options.head,
         latent_dim=options.latent_dim,
         node=options.node,
+        fuse=options.fuse,
+        grid=options.grid,
+        norm=options.norm,
         weights=options.weights,
         decoder=options.decoder,
         width=options.width,
@@ -158,7 +169,8 @@ def read_options(out: str | os.PathLike[str]) -> TrainOptions:
     """
     with _reading_config(out) as config:
         values = config["options"]
-        return TrainOptions(**{**values, "image_size": tuple(values["image_size"])})
+        lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+        return TrainOptions(**{**values, **lists})
 
 
 def read_engine(out: str | os.PathLike[str]) -> EngineOptions:
@@ -334,7 +346,12 @@ def _describe(console: Console, images: RunImages, vae: TransferVAE) -> None:
     skipped = f" ({len(bad)} unreadable files skipped)" if bad else ""
     console.print(f"{len(images.training)} images to train on, {len(images.held_out)} held out{skipped}")
     source = vae.backbone.source
-    console.print(f"backbone {source.name} at {source.node}, licence of its weights: {source.license or 'none'}")
+    console.print(f"backbone {source.name} at {source.place}, licence of its weights: {_name_license(source.license)}")
     if source.weights is None:
         message = f"[yellow]warning:[/] {source.name} is not pretrained: its weights are random (weights none)"
         console.print(message, soft_wrap=True)
+
+
+def _name_license(name: str | None) -> str:
+    remark = license_remark(name)
+    return (name or "none") + (f" [yellow]({remark})[/]" if remark and remark != name else "")

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tests.strategies import IMAGE_SIZES, LATENT_SHAPES, MAP_SHAPES
-from transfervae.decoders import DECODERS, GROUP_CHANNELS, Decoder, pixelshuffle_decoder, resize_decoder
+from transfervae.decoders import DECODERS, Decoder, pixelshuffle_decoder, resize_decoder
+from transfervae.decoders.convolutional import GROUP_CHANNELS
 from transfervae.errors import ImageSizeError, InvalidOptionError, ShapeError
 
 SIDES = st.integers(9, 33)

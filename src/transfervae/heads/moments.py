@@ -1,0 +1,53 @@
+"""What Gaussian heads share: a bounded log-variance, layers in float32, and quiet initial weights."""
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+LOGVAR_BOUND = 10.0
+"""log-variances stay within ±10: standard deviations from 0.0067 to 148."""
+
+INITIAL_KL = 10.0
+"""Upper limit of the expected KL of a latent vector at the first step, in nats."""
+
+
+def bound_logvar(values: Tensor) -> Tensor:
+    """Bound log-variances smoothly to ±`LOGVAR_BOUND`; the slope is 1 at 0 and falls only with 1/x^2."""
+    scale = 2 * LOGVAR_BOUND / math.pi
+    return scale * torch.atan(values / scale)
+
+
+def full_precision(values: Tensor) -> AbstractContextManager[object]:
+    """A context without autocast; the meta device knows none."""
+    device = values.device.type
+    return nullcontext() if device == "meta" else torch.autocast(device, enabled=False)
+
+
+def apply_linear(layer: nn.Linear | nn.Conv2d, values: Tensor) -> Tensor:
+    """Apply a linear layer to `[b, n]`, or a 1x1 convolution to `[b, c, h, w]`, in the dtype of the values."""
+    weight = layer.weight.to(values.dtype)
+    bias = None if layer.bias is None else layer.bias.to(values.dtype)
+    if isinstance(layer, nn.Linear):
+        return nn.functional.linear(values, weight, bias)
+    return nn.functional.conv2d(values, weight, bias)
+
+
+def initialise_moments(mean: nn.Linear | nn.Conv2d, logvar: nn.Linear | nn.Conv2d, kl_per_dimension: float) -> None:
+    """Start the two parallel layers so that the expected KL at the first step is `kl_per_dimension` a latent dimension.
+
+    Weights of the mean become N(0, s^2 / n) for n inputs, the log-variance 0 everywhere. For inputs whose mean square
+    is 1 a latent dimension's mean is then N(0, s^2) over initial weights, and its KL (mean^2 + variance - 1 -
+    log variance) / 2 is s^2 / 2 in expectation.
+    """
+    inputs = mean.weight[0].numel()
+    nn.init.normal_(mean.weight, std=math.sqrt(2 * kl_per_dimension / inputs))
+    for values in (mean.bias, logvar.weight, logvar.bias):
+        if values is not None:
+            nn.init.zeros_(values)
+
+
+def vector_kl_per_dimension(latent_dim: int) -> float:
+    """Expected KL at the first step of each of a vector's d dimensions: min(d / 8, 10) / d nats."""
+    return min(latent_dim / 8, INITIAL_KL) / latent_dim

@@ -1,0 +1,38 @@
+import pytest
+import torch
+from hypothesis import given
+from torch import Tensor
+
+from tests.strategies import features
+from transfervae import DeterministicHead
+from transfervae.errors import InvalidOptionError
+
+
+@given(values=features())
+def test_latents_are_the_features(values: Tensor) -> None:
+    posterior = DeterministicHead()(values)
+    assert torch.equal(posterior.mode(), values)
+    assert torch.equal(posterior.sample(), values)
+
+
+def test_tau_is_the_posteriors_noise() -> None:
+    values = torch.zeros(4, 3, 2, 2)
+    posterior = DeterministicHead(tau=0.8)(values)
+    assert posterior.tau == 0.8
+    assert torch.equal(posterior.mode(), values)
+    assert not torch.equal(posterior.sample(), values)
+
+
+def test_there_is_nothing_to_train() -> None:
+    assert DeterministicHead().state_dict() == {}
+
+
+@pytest.mark.parametrize("tau", [-0.1, float("nan"), float("inf")])
+def test_a_tau_that_cannot_be_is_refused(tau: float) -> None:
+    with pytest.raises(InvalidOptionError, match="tau"):
+        DeterministicHead(tau)
+
+
+def test_a_latent_dim_is_refused() -> None:
+    with pytest.raises(InvalidOptionError, match=r"4 channels.*latent_dim"):
+        DeterministicHead.for_features((4, 2, 2), 16)
