@@ -45,7 +45,7 @@ def train(*options: str | Path, out: Path) -> tuple[str | Path, ...]:
         (("--beta-schedule", "cycle"), ("'cyclic'",)),
         (("--backbone", "vgg19", "--image-size", "20"), ("20x20", "32x32")),
         (("--backbone", "timm:test_vit", "--image-size", "100"), ("100x100", "96x96")),
-        (("--backbone", "timm:test_coatnet", "--image-size", "100"), ("100x100", "96x96", "160x160")),
+        (("--backbone", "timm:test_coatnet", "--image-size", "100"), ("100x100", "created for: 96x96")),
         (("--image-size", "wide"), ("--image-size", "'wide'")),
         (("--latent-dim", "0"), ("latent_dim", "0")),
         (("--width", "30"), ("width", "multiple of 8")),

@@ -280,12 +280,14 @@ class FrozenBackbone(nn.Module):
             return f"it can be made for them: create it with image_size={size}"
         native = self.source.native_size
         nearest = nearest_sizes(size, lambda other: self._probe(other)[0] is not None, native=native, tries=TRIES)
-        advice = f"the nearest sizes that it takes: {name_sizes(nearest)}" if nearest else "no size near it works"
+        made = []
         if makes is not None and nearest in ([], [native]):
-            made = nearest_sizes(size, makes, native=native, tries=TRIES_MADE)
-            made = [other for other in made if other not in nearest]
-            advice += f", or created with image_size: {name_sizes(made)}" if made else ""
-        return advice
+            made = [
+                other for other in nearest_sizes(size, makes, native=native, tries=TRIES_MADE) if [other] != nearest
+            ]
+        parts = [f"the nearest sizes that it takes: {name_sizes(nearest)}"] if nearest else []
+        parts += [f"the nearest sizes that it can be created for: {name_sizes(made)}"] if made else []
+        return "; ".join(parts) or "no size near it works"
 
 
 def first_line(error: Exception) -> str:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from contextlib import suppress
+from operator import itemgetter
 from typing import Any
 
 from einops import rearrange
@@ -13,6 +14,8 @@ from transfervae.errors import ShapeError, UnknownNameError
 from transfervae.shapes import Features, Images
 
 MOST_PREFIX_TOKENS = 16
+EXACT = 1e-6
+"""Up to which difference a grid has the very ratio of the image: rounding of floats."""
 
 
 class _Reached(Exception):  # noqa: N818 - it ends a forward pass and is no error
@@ -135,11 +138,12 @@ def _channels_first(output: Tensor, image_size: tuple[int, int], *, last: bool) 
 
 
 def _token_grid(count: int, image_size: tuple[int, int], *, declared: int | None) -> tuple[int, int, int] | None:
-    """Number of prefix tokens and the grid of the others, which has the image's ratio of sides up to rounding."""
+    """Number of prefix tokens and the grid of the others: of the image's very ratio of sides, or else up to rounding."""
     ratio = image_size[0] / image_size[1]
+    fits = []
     for prefix in range(MOST_PREFIX_TOKENS + 1) if declared is None else (declared, 0):
         cells = count - prefix
         height = round(math.sqrt(cells * ratio)) if cells > 0 else 0
-        if height and cells % height == 0 and abs(cells / height * ratio - height) < 1:
-            return prefix, height, cells // height
-    return None
+        if height and cells % height == 0 and (misfit := abs(cells / height * ratio - height)) < 1:
+            fits.append((misfit > EXACT, (prefix, height, cells // height)))
+    return min(fits, key=itemgetter(0))[1] if fits else None

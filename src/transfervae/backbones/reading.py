@@ -61,12 +61,9 @@ class Reading:
             UnknownNameError: For a way to fuse that does not exist.
             ImageSizeError: If `grid` is not one or two positive numbers.
         """
-        if node is None:
-            nodes: tuple[Node, ...] = ()
-        else:
-            nodes = (node,) if isinstance(node, str | int) else tuple(node)
-        if node == () or len(set(map(str, nodes))) < len(nodes):
-            raise InvalidOptionError(f"node must name at least one node, and none twice, got {node!r}.")
+        nodes = _list_nodes(node)
+        if len(set(map(str, nodes))) < len(nodes):
+            raise InvalidOptionError(f"node must name no node twice, got {node!r}.")
         if fuse not in FUSIONS:
             raise UnknownNameError("way to fuse nodes", fuse, FUSIONS)
         return Reading(nodes, fuse, None if grid is None else parse_image_size(grid), norm)
@@ -129,6 +126,15 @@ class Reading:
             raise ShapeError(
                 f"fuse={self.fuse!r} needs nodes of equal width, got {named} channels; use fuse='concat', or others."
             )
+
+
+def _list_nodes(node: object) -> tuple[Node, ...]:
+    if node is None:
+        return ()
+    nodes = tuple(node) if isinstance(node, Sequence) and not isinstance(node, str) else (node,)
+    if not nodes or not all(isinstance(entry, str | int) and not isinstance(entry, bool) for entry in nodes):
+        raise InvalidOptionError(f"node must be an index or a name, or several of them, got {node!r}.")
+    return nodes
 
 
 def _resample(features: Tensor, grid: Grid) -> Tensor:

@@ -178,10 +178,14 @@ def _loading_options(
         _require_weights(name, config)
         return {"pretrained": True}
     state = read_weights(weights)
+    with torch.device("meta"), _silence("timm"):
+        whole, cut = (timm.create_model(name, **options).state_dict() for options in ({}, {"num_classes": 0}))
     if convert is not None:
-        state = convert(state, list(timm.create_model(name).state_dict()))
+        state = convert(state, list(whole))
     classifiers = (config.classifier,) if isinstance(config.classifier, str) else tuple(config.classifier or ())
-    trunk = {key: tensor for key, tensor in state.items() if not key.startswith(tuple(f"{c}." for c in classifiers))}
+    past = tuple(f"{classifier}." for classifier in classifiers)
+    dropped = whole.keys() - cut.keys()  # a few heads hold more than the classifier
+    trunk = {key: tensor for key, tensor in state.items() if key not in dropped and not key.startswith(past)}
     return {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": trunk, "num_classes": 0}}
 
 
