@@ -14,7 +14,7 @@ from torch import Tensor
 from transfervae.errors import CheckpointError, FileWriteError
 
 FORMAT_KEY = "transfervae_format"
-FORMAT = 1
+FORMAT = 2
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 

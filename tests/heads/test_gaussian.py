@@ -172,3 +172,17 @@ def test_config_builds_the_same_head_again(shape: tuple[int, int, int], latent_d
     values = torch.randn(2, *shape)
     assert again.config == head.config
     assert torch.equal(again(values).mean, head(values).mean)
+
+
+def test_a_step_of_adam_moves_the_means_alike_whatever_the_number_of_features() -> None:
+    moved = []
+    for side in (4, 16):
+        torch.manual_seed(0)
+        values = torch.randn(8, 128, side, side)
+        head = GaussianHead((128, side, side), 16)
+        before = head(values).mean.detach()
+        optimiser = torch.optim.Adam(head.parameters(), lr=1e-3)
+        (head(values).mean * torch.randn(8, 16)).sum().backward()
+        optimiser.step()
+        moved.append((head(values).mean - before).square().mean().sqrt().item())
+    assert 0.5 < moved[1] / moved[0] < 2

@@ -24,8 +24,10 @@ class GaussianHead(nn.Module):
 
     Frozen features are large and unevenly scaled. The flattened features of each image are therefore brought to mean 0
     and variance 1 first (layer normalisation without parameters, Ba et al. 2016), so that their norm is at most the
-    root of their number n, whatever the network. Weights of the mean start as N(0, s^2 / n) and those of the
-    log-variance at 0, which makes the expected KL at the first step d s^2 / 2, chosen as min(d / 8, 10) nats.
+    root of their number n, whatever the network; beyond 2048 of them the layers' inputs are scaled by 2048 / n, so
+    that a step of an adaptive optimiser moves the means no further than with 2048. Weights start so that the means are
+    N(0, s^2) and the log-variances 0, which makes the expected KL at the first step d s^2 / 2, chosen as min(d / 8, 10)
+    nats.
 
     Everything is computed in at least float32, also under autocast. The log-variance is bounded by
     (2 B / pi) atan(pi x / (2 B)) with B = 10, whose slope is 1 at 0 and falls with 1/x^2 only, so that an extreme value

@@ -9,6 +9,9 @@ from torch import Tensor, nn
 LOGVAR_BOUND = 10.0
 """log-variances stay within ±10: standard deviations from 0.0067 to 148."""
 
+REFERENCE_INPUTS = 2048
+"""So many inputs a layer may have before they are scaled down."""
+
 INITIAL_KL = 10.0
 """Upper limit of the expected KL of a latent vector at the first step, in nats."""
 
@@ -26,7 +29,11 @@ def full_precision(values: Tensor) -> AbstractContextManager[object]:
 
 
 def apply_linear(layer: nn.Linear | nn.Conv2d, values: Tensor) -> Tensor:
-    """Apply a linear layer to `[b, n]`, or a 1x1 convolution to `[b, c, h, w]`, in the dtype of the values."""
+    """Apply a linear layer to `[b, n]`, or a 1x1 convolution to `[b, c, h, w]`, in the dtype of the values.
+
+    Inputs are scaled by `input_gain` first.
+    """
+    values = input_gain(layer) * values
     weight = layer.weight.to(values.dtype)
     bias = None if layer.bias is None else layer.bias.to(values.dtype)
     if isinstance(layer, nn.Linear):
@@ -34,15 +41,25 @@ def apply_linear(layer: nn.Linear | nn.Conv2d, values: Tensor) -> Tensor:
     return nn.functional.conv2d(values, weight, bias)
 
 
+def input_gain(layer: nn.Linear | nn.Conv2d) -> float:
+    """What a layer's inputs are multiplied by: min(1, 2048 / n) for n of them.
+
+    Adam changes every weight by about its learning rate, whatever the gradient's size, which moves an output in
+    proportion to n: with the tens of thousands of features that several nodes give, a step would throw the means far
+    out. The gain makes a step's effect that of 2048 inputs (the scaling of Yang & Hu 2021 for adaptive optimisers).
+    """
+    return min(1.0, REFERENCE_INPUTS / layer.weight[0].numel())
+
+
 def initialise_moments(mean: nn.Linear | nn.Conv2d, logvar: nn.Linear | nn.Conv2d, kl_per_dimension: float) -> None:
     """Start the two parallel layers so that the expected KL at the first step is `kl_per_dimension` a latent dimension.
 
-    Weights of the mean become N(0, s^2 / n) for n inputs, the log-variance 0 everywhere. For inputs whose mean square
-    is 1 a latent dimension's mean is then N(0, s^2) over initial weights, and its KL (mean^2 + variance - 1 -
-    log variance) / 2 is s^2 / 2 in expectation.
+    Weights of the mean become N(0, s^2 / (n g^2)) for n inputs of gain g, the log-variance 0 everywhere. For inputs
+    whose mean square is 1 a latent dimension's mean is then N(0, s^2) over initial weights, and its KL (mean^2 +
+    variance - 1 - log variance) / 2 is s^2 / 2 in expectation.
     """
     inputs = mean.weight[0].numel()
-    nn.init.normal_(mean.weight, std=math.sqrt(2 * kl_per_dimension / inputs))
+    nn.init.normal_(mean.weight, std=math.sqrt(2 * kl_per_dimension / inputs) / input_gain(mean))
     for values in (mean.bias, logvar.weight, logvar.bias):
         if values is not None:
             nn.init.zeros_(values)
