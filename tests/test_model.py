@@ -573,3 +573,9 @@ def test_each_kind_compiles_as_one_graph_with_equal_values_and_all_gradients() -
     failed = {name: value for name, value in report.items() if not isinstance(value, int | float) or value > 1e-4}
     assert report.keys() >= KINDS.keys() | {f"head {head}" for head in HEADS}
     assert failed == {}
+
+
+@pytest.mark.parametrize("options", [{"node": 1}, {"fuse": "sum"}, {"grid": 4}, {"norm": True}])
+def test_options_of_the_backbone_are_refused_beside_one_that_is_made(options: dict[str, Any]) -> None:
+    with pytest.raises(InvalidOptionError, match=f"{next(iter(options))} belongs to create_backbone"):
+        tv.build_vae(shared_backbone("vit"), image_size=32, **options)

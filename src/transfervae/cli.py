@@ -38,6 +38,8 @@ from transfervae.summary import summarise
 
 INTERRUPTED = 130
 FAILED = 2
+LISTING_WIDTH = 120
+"""Columns of a long table that is written to a file or a pipe."""
 
 screen = Console()
 errors = Console(stderr=True)
@@ -339,6 +341,8 @@ def summary(
     backbone: Annotated[str | None, typer.Option(help="Instead of a folder: vgg19, packaged or timm:NAME.")] = None,
     node: Annotated[str | None, typer.Option(help="Where it is read; several nodes with commas.")] = None,
     fuse: Annotated[str, typer.Option(help="How several nodes become one map: concat, sum, mean.")] = "concat",
+    grid: Annotated[str | None, typer.Option(help="Grid that several nodes are resampled to.")] = None,
+    norm: Annotated[bool, typer.Option("--norm", help="Apply the backbone's final normalisation.")] = False,
     image_size: Annotated[str, typer.Option(help="Pixels: 128, or 96x128 (height x width).")] = "128",
     head: Annotated[str, typer.Option(help=", ".join(HEADS))] = "gaussian",
     latent_dim: Annotated[
@@ -362,6 +366,8 @@ def summary(
             image_size=_parse_size(image_size),
             node=_parse_node(node),
             fuse=fuse,
+            grid=None if grid is None else _parse_size(grid, "--grid"),
+            norm=norm,
             weights=None,
             head=head,
             latent_dim=latent_dim,
@@ -497,7 +503,7 @@ def _print_backbones(found: list[BackboneDescription]) -> None:
         stride = f"{entry.stride:.3g}"
         row = (entry.name, str(entry.default.channels), stride, f"{entry.parameters:,}", _mark(entry.license))
         table.add_row(*row)
-    screen.print(table)
+    Console(width=None if screen.is_terminal else LISTING_WIDTH).print(table)
 
 
 def _print_nodes(entry: BackboneDescription) -> None:

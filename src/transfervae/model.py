@@ -435,8 +435,11 @@ def build_vae(
         )
     elif not isinstance(backbone, FrozenBackbone):
         raise InvalidOptionError(f"backbone must be a name or a FrozenBackbone, got {type(backbone).__name__}.")
-    elif node is not None:
-        raise InvalidOptionError("node belongs to create_backbone; the backbone given is read at its own.")
+    else:
+        given = {"node": node is not None, "fuse": fuse != "concat", "grid": grid is not None, "norm": norm}
+        if any(given.values()):
+            named = ", ".join(option for option, is_given in given.items() if is_given)
+            raise InvalidOptionError(f"{named} belongs to create_backbone; the backbone given is read as it is.")
     features = backbone.feature_shape(size)
     chosen = HEADS[head].for_features(features, latent_dim)
     return TransferVAE(backbone, chosen, DECODERS[decoder](chosen.latent_shape_for(features), size, width=width))

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from importlib.resources import files
 from itertools import groupby
@@ -14,8 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from transfervae.backbones import packaged, vgg
+from transfervae.backbones.frozen import NETWORK_ERRORS, first_line
+from transfervae.backbones.frozen import NETWORK_ERRORS, TRIES_MADE, first_line
 from transfervae.backbones.reading import Node, Reading
+from transfervae.backbones.sizes import name_sizes, nearest_sizes
 from transfervae.backbones.timm import StageFeatures, check_timm_name, create_network, native_size
+from transfervae.errors import ImageSizeError, TransferVAEError, UnsupportedBackboneError
+from transfervae.errors import ImageSizeError, TransferVAEError
 from transfervae.shapes import parse_image_size
 
 TIMM_PREFIX = "timm:"
@@ -75,20 +80,22 @@ def describe_backbone(name: str, *, image_size: int | Sequence[int] | None = Non
     """Ask a network for the features that it gives at every node.
 
     Args:
-        name: "vgg19", "packaged" or "timm:NAME".
+        name: "vgg19", "packaged" or "timm:NAME"; timm's names may stand without "timm:".
         image_size: Height and width of the images; the network's own if None.
 
     Raises:
         UnknownNameError: For a name that does not exist.
-        RuntimeError: And others of its own, if the network cannot take the size.
+        ImageSizeError: If the network cannot take the size.
     """
     size = None if image_size is None else parse_image_size(image_size)
-    if name == "vgg19":
-        return _describe_vgg19(size or VGG19_SIZE)
-    if name == "packaged":
-        return _describe_timm(packaged.ARCHITECTURE, name, packaged.DEFAULT_NODE, size)
-    check_timm_name(architecture := name.removeprefix(TIMM_PREFIX))
-    return _describe_timm(architecture, f"{TIMM_PREFIX}{architecture}", -1, size)
+    try:
+        return _describe(name, size)
+    except TransferVAEError:
+        raise
+    except NETWORK_ERRORS as error:
+        if size is None:
+            raise UnsupportedBackboneError(f"{name} cannot serve: {first_line(error)}.") from error
+        raise ImageSizeError(f"{name} cannot take {size[0]}x{size[1]} images ({first_line(error)}).") from error
 
 
 def is_backbone(name: str) -> bool:
@@ -137,6 +144,32 @@ def from_row(row: Mapping[str, Any]) -> BackboneDescription:
     nodes = tuple(NodeDescription(i, channels, (height, width)) for i, (channels, height, width) in enumerate(shapes))
     height, width = row["image_size"]
     return BackboneDescription(**{**row, "nodes": nodes, "image_size": (height, width)})
+
+
+def _describe(name: str, size: Size | None) -> BackboneDescription:
+    if name == "vgg19":
+        return _describe_vgg19(size or VGG19_SIZE)
+    if name == "packaged":
+        return _describe_timm(packaged.ARCHITECTURE, name, packaged.DEFAULT_NODE, size)
+    check_timm_name(architecture := name.removeprefix(TIMM_PREFIX))
+    return _describe_timm(architecture, f"{TIMM_PREFIX}{architecture}", -1, size)
+
+
+def _describe(name: str, size: Size | None) -> BackboneDescription:
+    if name == "vgg19":
+        return _describe_vgg19(size or VGG19_SIZE)
+    if name == "packaged":
+        return _describe_timm(packaged.ARCHITECTURE, name, packaged.DEFAULT_NODE, size)
+    check_timm_name(architecture := name.removeprefix(TIMM_PREFIX))
+    return _describe_timm(architecture, f"{TIMM_PREFIX}{architecture}", -1, size)
+
+
+def _is_taken(name: str, size: Size) -> bool:
+    try:
+        _describe(name, size)
+    except NETWORK_ERRORS:
+        return False
+    return True
 
 
 def _describe_vgg19(size: Size) -> BackboneDescription:

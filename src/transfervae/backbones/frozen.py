@@ -277,7 +277,8 @@ class FrozenBackbone(nn.Module):
     def _advise(self, size: Size) -> str:
         makes = self._takes_if_made_for
         if makes is not None and makes(size):
-            return f"it can be made for them: create it with image_size={size}"
+            condition = "" if self.source.weights is None else ", if timm can resample its weights"
+            return f"it can be created for them with image_size={size}{condition}"
         native = self.source.native_size
         nearest = nearest_sizes(size, lambda other: self._probe(other)[0] is not None, native=native, tries=TRIES)
         made = []

@@ -141,6 +141,8 @@ def _resample(features: Tensor, grid: Grid) -> Tensor:
     """Bilinear, and averaging over all that falls into a cell where the grid gets coarser."""
     if (features.shape[-2], features.shape[-1]) == grid:
         return features
-    if grid[0] > grid[1] == 1:  # torch 2.15 on the CPU gives wrong values for a grid of one column, and right ones for a row
+    if (
+        grid[0] > grid[1] == 1
+    ):  # torch 2.15 on the CPU gives wrong values for a grid of one column, and right ones for a row
         return _resample(features.mT, (grid[1], grid[0])).mT
     return interpolate(features, size=grid, mode="bilinear", antialias=True)

@@ -239,7 +239,10 @@ def _try_to_create(name: str, loading: dict[str, Any], options: dict[str, Any]) 
             if not loading:
                 raise
             misfits = [line.strip().rstrip(".") for line in str(error).splitlines()[1:]] or [str(error)]
-            raise WeightsMismatchError(describe_misfits(f"timm:{name}", _split_names(misfits))) from error
+            owner = f"timm:{name}"
+            if "img_size" in options:
+                owner += " created for {}x{} images".format(*options["img_size"])
+            raise WeightsMismatchError(describe_misfits(owner, _split_names(misfits))) from error
 
 
 def _is_divided(network: Any, native: Size) -> bool:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from transfervae.backbones.rae import RAEConfig, build_rae_encoder, normalisation
+from transfervae.backbones.rae import CONFIG_FILE, RAEConfig, build_rae_encoder, normalisation
 from transfervae.backbones.renaming import Names, load_theirs, with_ends
 from transfervae.backbones.weights import describe_misfits, read_weights
 from transfervae.decoders.vit import (
@@ -23,7 +23,7 @@ from transfervae.decoders.vit import (
 )
 from transfervae.errors import CheckpointError, ImageSizeError, InvalidOptionError, WeightsMismatchError
 from transfervae.heads import DeterministicHead
-from transfervae.interop.source import CONFIG_FILE, PretrainedSource, read_pretrained
+from transfervae.interop.source import PretrainedSource, read_pretrained
 from transfervae.model import TransferVAE
 from transfervae.scaling import EPSILON, LatentScaling
 from transfervae.shapes import parse_image_size
@@ -56,7 +56,11 @@ class RAEDecoder(NamedTuple):
 
 
 def load_diffusers_rae(
-    source: PretrainedSource, *, image_size: int | Sequence[int] | None = None, subfolder: str = ""
+    source: PretrainedSource,
+    *,
+    image_size: int | Sequence[int] | None = None,
+    positions: str = "diffusers",
+    subfolder: str = "",
 ) -> TransferVAE:
     """Load an `AutoencoderRAE` that diffusers saved, encoder and all.
 
@@ -68,6 +72,8 @@ def load_diffusers_rae(
             again, the model names the folder or the Hub's cache; from memory, it is to be read with `backbone=`.
         image_size: Height and width of the images, or one number: multiples of the decoder's patch; those of the
             configuration if None.
+        positions: Coordinates of the decoder's positions, as in `vit_decoder`: "diffusers" computes what diffusers
+            does; "rae" what the original code does, for decoders that it trained at other than 16x16 tokens.
         subfolder: Where in the folder or repository it is.
 
     Returns:
@@ -79,6 +85,7 @@ def load_diffusers_rae(
         WeightsMismatchError: If the tensors do not fit the configuration; the first three misfits are named.
         WeightsUnavailableError: If a name's files are neither in the Hub's cache nor to be fetched.
         ImageSizeError: If the encoder cannot take the image size.
+        UnknownNameError: For another convention of positions.
     """
     pretrained = read_pretrained(source, subfolder=subfolder)
     config, state = RAEConfig.parse(pretrained.config), pretrained.state
@@ -94,7 +101,7 @@ def load_diffusers_rae(
         layers=config.decoder_num_hidden_layers,
         heads=config.decoder_num_attention_heads,
         mlp_width=config.decoder_intermediate_size,
-        positions="diffusers",
+        positions=positions,
         mean=mean,
         std=std,
     )

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu
 
 from transfervae.backbones.frozen import FrozenBackbone
-from transfervae.backbones.rae import HEAD_WIDTH, KINDS, MODEL_CLASS, Kind, RAEEncoder
+from transfervae.backbones.rae import CONFIG_FILE, HEAD_WIDTH, KINDS, MODEL_CLASS, WEIGHTS_FILES, Kind, RAEEncoder
 from transfervae.backbones.rae_names import LAYOUTS, Layout, encoder_names
 from transfervae.backbones.renaming import Names, to_theirs
 from transfervae.backbones.timm import StageFeatures
@@ -19,7 +19,6 @@ from transfervae.decoders.vit import REFERENCE_GRID, ViTDecoder
 from transfervae.errors import InvalidOptionError, UnknownNameError, UnsupportedBackboneError
 from transfervae.heads import DeterministicHead
 from transfervae.interop.rae import DIFFUSERS_OUT, DIFFUSERS_PROJECTIONS, decoder_names
-from transfervae.interop.source import CONFIG_FILE, WEIGHTS_FILES
 from transfervae.model import TransferVAE
 from transfervae.scaling import EPSILON
 
