@@ -180,11 +180,12 @@ def page(rows: Sequence[dict[str, Any]], figures: dict[str, Any]) -> Iterator[st
     yield "# All backbones\n"
     yield (
         f"{figures['working']} of the {figures['names']} networks of timm {figures['versions']['timm']} serve as"
-        " backbones: each was taken from an image through backbone, head and decoder. Nodes are given as channels x"
-        " grid height x grid width, for images of the size that the network was trained at; the last one is the"
-        " default. Parameters are those kept at the default node. Non-square tells whether images twice as wide are"
-        " taken by the network as it is, or once it is created with `image_size`, as `build_vae` does. The licence is"
-        " that of the default weights. How to choose is in [Backbones](guides/backbones.md)."
+        " backbones: each was taken from an image through backbone, head and decoder, with random weights. Nodes are"
+        " given as channels x grid height x grid width, for images of the size that the network was trained at; the"
+        " last one is the default. Parameters are those kept at the default node. Non-square tells whether images"
+        " twice as wide are taken by the network as it is, or once it is created with `image_size`, as `build_vae`"
+        " does; pretrained weights then have to be resampled, which timm does for most networks. The licence is that"
+        " of the default weights. How to choose is in [Backbones](guides/backbones.md)."
     )
     yield f"\nThis page was written by `{figures['command']}`.\n"
     if figures["failing"]:
