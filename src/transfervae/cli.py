@@ -38,7 +38,7 @@ from transfervae.summary import summarise
 
 INTERRUPTED = 130
 FAILED = 2
-LISTING_WIDTH = 120
+LISTING_WIDTH = 160
 """Columns of a long table that is written to a file or a pipe."""
 
 screen = Console()

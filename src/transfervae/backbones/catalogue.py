@@ -14,13 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from transfervae.backbones import packaged, vgg
-from transfervae.backbones.frozen import NETWORK_ERRORS, first_line
 from transfervae.backbones.frozen import NETWORK_ERRORS, TRIES_MADE, first_line
 from transfervae.backbones.reading import Node, Reading
 from transfervae.backbones.sizes import name_sizes, nearest_sizes
 from transfervae.backbones.timm import StageFeatures, check_timm_name, create_network, native_size
 from transfervae.errors import ImageSizeError, TransferVAEError, UnsupportedBackboneError
-from transfervae.errors import ImageSizeError, TransferVAEError
 from transfervae.shapes import parse_image_size
 
 TIMM_PREFIX = "timm:"
@@ -85,7 +83,7 @@ def describe_backbone(name: str, *, image_size: int | Sequence[int] | None = Non
 
     Raises:
         UnknownNameError: For a name that does not exist.
-        ImageSizeError: If the network cannot take the size.
+        ImageSizeError: If the network cannot take the size; the nearest sizes that it can are named.
     """
     size = None if image_size is None else parse_image_size(image_size)
     try:
@@ -95,7 +93,12 @@ def describe_backbone(name: str, *, image_size: int | Sequence[int] | None = Non
     except NETWORK_ERRORS as error:
         if size is None:
             raise UnsupportedBackboneError(f"{name} cannot serve: {first_line(error)}.") from error
-        raise ImageSizeError(f"{name} cannot take {size[0]}x{size[1]} images ({first_line(error)}).") from error
+        native = _describe(name, None).image_size
+        nearest = nearest_sizes(size, partial(_takes, name), native=native, tries=TRIES_MADE)
+        raise ImageSizeError(
+            f"{name} cannot take {size[0]}x{size[1]} images; the nearest sizes that it takes: {name_sizes(nearest)}"
+            f" ({first_line(error)})."
+        ) from error
 
 
 def is_backbone(name: str) -> bool:
@@ -155,16 +158,7 @@ def _describe(name: str, size: Size | None) -> BackboneDescription:
     return _describe_timm(architecture, f"{TIMM_PREFIX}{architecture}", -1, size)
 
 
-def _describe(name: str, size: Size | None) -> BackboneDescription:
-    if name == "vgg19":
-        return _describe_vgg19(size or VGG19_SIZE)
-    if name == "packaged":
-        return _describe_timm(packaged.ARCHITECTURE, name, packaged.DEFAULT_NODE, size)
-    check_timm_name(architecture := name.removeprefix(TIMM_PREFIX))
-    return _describe_timm(architecture, f"{TIMM_PREFIX}{architecture}", -1, size)
-
-
-def _is_taken(name: str, size: Size) -> bool:
+def _takes(name: str, size: Size) -> bool:
     try:
         _describe(name, size)
     except NETWORK_ERRORS:

@@ -138,7 +138,7 @@ def _channels_first(output: Tensor, image_size: tuple[int, int], *, last: bool) 
 
 
 def _token_grid(count: int, image_size: tuple[int, int], *, declared: int | None) -> tuple[int, int, int] | None:
-    """Number of prefix tokens and the grid of the others: of the image's very ratio of sides, or else up to rounding."""
+    """Number of prefix tokens and the grid of the others: of the image's ratio of sides, if need be up to rounding."""
     ratio = image_size[0] / image_size[1]
     fits = []
     for prefix in range(MOST_PREFIX_TOKENS + 1) if declared is None else (declared, 0):

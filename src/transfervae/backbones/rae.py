@@ -16,7 +16,7 @@ from torch.nn.functional import interpolate, layer_norm
 
 from transfervae.backbones.frozen import FrozenBackbone, Source
 from transfervae.backbones.rae_names import LAYOUTS, Layout, encoder_names
-from transfervae.backbones.reading import Reading
+from transfervae.backbones.reading import Reading, resample
 from transfervae.backbones.renaming import load_theirs
 from transfervae.backbones.weights import read_weights
 from transfervae.errors import CheckpointError, InvalidOptionError, UnknownNameError, WeightsUnavailableError
@@ -204,7 +204,7 @@ class RAEEncoder(nn.Module):
         if grid == (side, side):
             return prefix, position
         maps = position.transpose(1, 2).unflatten(2, (side, side))
-        resampled = interpolate(maps, size=grid, mode="bicubic", align_corners=False, antialias=self.kind.antialias)
+        resampled = resample(maps, grid, mode="bicubic", antialias=self.kind.antialias)
         return prefix, resampled.flatten(2).transpose(1, 2)
 
 

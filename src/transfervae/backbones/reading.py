@@ -109,7 +109,7 @@ class Reading:
             ShapeError: If they are to be added and differ in width.
         """
         grid = self.grid or (maps[0].shape[-2], maps[0].shape[-1])
-        resampled = [_resample(features, grid) for features in maps]
+        resampled = [resample(features, grid) for features in maps]
         if len(resampled) == 1:
             return resampled[0]
         self.check_widths([features.shape[1] for features in resampled])
@@ -137,12 +137,18 @@ def _list_nodes(node: object) -> tuple[Node, ...]:
     return nodes
 
 
-def _resample(features: Tensor, grid: Grid) -> Tensor:
-    """Bilinear, and averaging over all that falls into a cell where the grid gets coarser."""
+def resample(features: Tensor, grid: Grid, *, mode: str = "bilinear", antialias: bool = True) -> Tensor:
+    """Resample maps to a grid.
+
+    Args:
+        features: `[b, c, h, w]`.
+        grid: (height, width) of the result.
+        mode: "bilinear" or "bicubic".
+        antialias: Average over all that falls into a cell where the grid gets coarser.
+    """
     if (features.shape[-2], features.shape[-1]) == grid:
         return features
-    if (
-        grid[0] > grid[1] == 1
-    ):  # torch 2.15 on the CPU gives wrong values for a grid of one column, and right ones for a row
-        return _resample(features.mT, (grid[1], grid[0])).mT
-    return interpolate(features, size=grid, mode="bilinear", antialias=True)
+    # Where one column comes out, torch 2.15 gives wrong values on the CPU; where one row does, right ones.
+    if antialias and grid[0] > grid[1] == 1:
+        return resample(features.mT, (grid[1], grid[0]), mode=mode).mT
+    return interpolate(features, size=grid, mode=mode, antialias=antialias)

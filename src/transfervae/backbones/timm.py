@@ -13,14 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from transfervae.backbones.frozen import NETWORK_ERRORS, TRIES_MADE, FrozenBackbone, Source, first_line
+from transfervae.backbones.frozen import NETWORK_ERRORS, FrozenBackbone, Source, first_line
 from transfervae.backbones.licenses import warn_of_license
 from transfervae.backbones.modules import ModuleFeatures
 from transfervae.backbones.reading import Node, Reading
-from transfervae.backbones.sizes import name_sizes, nearest_sizes
 from transfervae.backbones.weights import describe_misfits, read_weights, require_reachable
 from transfervae.errors import (
-    ImageSizeError,
     InvalidOptionError,
     TransferVAEError,
     UnknownNameError,
@@ -57,8 +55,14 @@ class StageFeatures(nn.Module):
         network.prune_intermediate_layers(list(self.stages), prune_norm=not reading.norm)
 
     def forward(self, images: Images) -> Features:
-        """Map normalised images to the fused features, `[b, c, h, w]`."""
+        """Map normalised images to the fused features, `[b, c, h, w]`.
+
+        Raises:
+            ValueError: If the network would squash the images to the size that it was made for.
+        """
         network: Any = self.network
+        if hasattr(network, "img_size_scaled") and tuple(images.shape[-2:]) != tuple(network.img_size):
+            raise ValueError("it would resize them to {}x{}".format(*network.img_size))
         maps = network.forward_intermediates(
             images, indices=self.stages, norm=self.reading.norm, output_fmt="NCHW", intermediates_only=True
         )
@@ -91,7 +95,7 @@ def create_timm(
     check_timm_name(name)
     owner = source_name or f"timm:{name}"
     preprocessing = import_module("timm").get_pretrained_cfg(name).to_dict()
-    with _explaining(name, reading, image_size):
+    with _explaining(name):
         loading: dict[str, Any] = {}
         if weights is not None:
             with torch.device("meta"):
@@ -198,28 +202,26 @@ def _create(name: str, loading: dict[str, Any], image_size: Size | None) -> tupl
             return network, None
         return _try_to_create(name, loading, {}), None
     for options, made_for in (({"dynamic_img_size": True}, None), ({"img_size": image_size}, image_size), ({}, None)):
-        network = _try_to_create(name, loading, options)
+        try:
+            network = _try_to_create(name, loading, options)
+        except NETWORK_ERRORS as error:
+            if isinstance(error, TransferVAEError) or not options:
+                raise
+            continue  # some constructors are stricter than the network that they make for its own size
         if network is not None:
             return network, made_for
     raise UnsupportedBackboneError(f"timm:{name} cannot be created.")
 
 
 @contextmanager
-def _explaining(name: str, reading: Reading, image_size: Size | None) -> Iterator[None]:
-    """Turn what timm's constructors raise into our errors."""
+def _explaining(name: str) -> Iterator[None]:
+    """Turn what timm's constructors raise into our error."""
     try:
         yield
     except TransferVAEError:
         raise
     except NETWORK_ERRORS as error:
-        if image_size is None:
-            raise UnsupportedBackboneError(f"timm:{name} cannot serve: {error}") from error
-        takes = partial(_takes_if_made_for, name, reading)
-        sizes = nearest_sizes(image_size, takes, native=native_size(name), tries=TRIES_MADE)
-        raise ImageSizeError(
-            f"timm:{name} cannot be created for {image_size[0]}x{image_size[1]} images; the nearest sizes that it can:"
-            f" {name_sizes(sizes)} ({first_line(error)})."
-        ) from error
+        raise UnsupportedBackboneError(f"timm:{name} cannot serve: {first_line(error)}.") from error
 
 
 def _try_to_create(name: str, loading: dict[str, Any], options: dict[str, Any]) -> Any:
