@@ -158,7 +158,7 @@ def test_a_model_is_built_for_a_size_that_the_network_must_be_made_for() -> None
 
 @pytest.mark.usefixtures("without_shape_checks")
 def test_a_network_that_would_squash_images_is_refused_them_and_made_for_their_size() -> None:
-    with pytest.raises(ImageSizeError, match="created for them with image_size=.*it would resize them to 240x240"):
+    with pytest.raises(ImageSizeError, match=r"created for them with image_size=.*it would resize them to 240x240"):
         create_backbone("timm:crossvit_tiny_240", weights=None).feature_shape((96, 192))
     made = create_backbone("timm:crossvit_tiny_240", image_size=(96, 192), weights=None)
     assert made.feature_shape((96, 192))[1:] == (5, 11)
