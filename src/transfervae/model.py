@@ -235,7 +235,9 @@ class TransferVAE(nn.Module):
         return self.decode(path.flatten(0, 1)).view(len(start), steps, 3, *self.image_size)
 
     @torch.no_grad()
-    def fit_scaling(self, batches: Iterable[Tensor], *, per: str = "channel", convention: str = "rae") -> None:
+    def fit_scaling(
+        self, batches: Iterable[Tensor | Sequence[Tensor]], *, per: str = "channel", convention: str = "rae"
+    ) -> None:
         """Set `scaling` from the latents of a data set, so that scaled ones have mean 0 and variance 1 over it.
 
         For Gaussian posteriors these are the exact moments of all draws together: the variance is that of the means
@@ -245,6 +247,7 @@ class TransferVAE(nn.Module):
 
         Args:
             batches: Images, `[b, 3, h, w]` in [0, 1], of `image_size`, on any device: a loader over training images.
+                Of a batch with more in it, such as labels, the first entry is taken.
             per: "channel" (all positions of a map's channel share a mean and a variance) or "position".
             convention: "rae" or "diffusers", as in `LatentScaling.from_statistics`.
 
@@ -256,7 +259,8 @@ class TransferVAE(nn.Module):
         """
         check_scaling_names(per, convention)
         statistics = LatentStatistics()
-        for images in batches:
+        for batch in batches:
+            images = batch if isinstance(batch, Tensor) else batch[0]
             posterior = self.encode(images.to(self.device))
             statistics.update(posterior.mean, posterior.variance)
         self.scaling = LatentScaling.from_statistics(statistics, per=per, convention=convention).to(self.device)
@@ -351,6 +355,8 @@ class TransferVAE(nn.Module):
             decoder = _build(DECODERS, config["decoder"])
             scaling = LatentScaling.identity(**config["scaling"]) if "scaling" in config else None
             recipe = {key: config["backbone"][key] for key in ("name", "node", "weights", "fingerprint")}
+            if not isinstance(recipe["weights"], str | None) or not isinstance(recipe["fingerprint"], str):
+                raise CheckpointError("weights and fingerprint of the backbone must be text")
             recipe |= {key: config["backbone"][key] for key in BACKBONE_OPTIONS if key in config["backbone"]}
         frozen = backbone or _find_backbone(recipe, weights)
         if frozen.fingerprint != recipe["fingerprint"]:

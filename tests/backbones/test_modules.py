@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 import transfervae as tv
-from transfervae.backbones.modules import as_map
+from transfervae.backbones.layout import Layout, as_map
 from transfervae.errors import (
     FingerprintMismatchError,
     InvalidOptionError,
@@ -168,14 +168,19 @@ def test_the_grid_of_images_that_are_not_square_tells_prefix_tokens(height: int,
 def test_square_grids_of_the_usual_sizes_are_found(prefix: int) -> None:
     for side in (4, 7, 8, 14, 16, 24, 32):
         output = torch.zeros(1, prefix + side * side, 3)
-        features = as_map(output, (16 * side, 16 * side), network=nn.Identity(), node="tokens")
+        features = as_map(output, (16 * side, 16 * side), layout=Layout(), node="tokens")
         assert features.shape == (1, 3, side, side)
 
 
 def test_prefix_tokens_that_are_gone_already_are_not_cut_again() -> None:
     network: Any = nn.Identity()
     network.num_prefix_tokens = 5
-    assert as_map(torch.zeros(1, 12, 3), (48, 64), network=network, node="tokens").shape == (1, 3, 3, 4)
+    assert as_map(torch.zeros(1, 12, 3), (48, 64), layout=Layout.declared_by(network), node="tokens").shape == (
+        1,
+        3,
+        3,
+        4,
+    )
 
 
 @given(height=SIDES, width=SIDES, channels=st.integers(1, 40), patch=st.sampled_from([2, 3, 7, 14, 16]))
@@ -186,10 +191,10 @@ def test_the_layout_of_a_map_is_found_where_the_image_is_not_square(
         width += 1
     image, grid = (patch * height, patch * width), (1, channels, height, width)
     first = torch.arange(float(channels * height * width)).view(grid)
-    assert torch.equal(as_map(first, image, network=nn.Identity(), node="map"), first)
+    assert torch.equal(as_map(first, image, layout=Layout(), node="map"), first)
     if channels * height != width * width:  # or else both layouts have the image's ratio, and the first is taken
         last = first.permute(0, 2, 3, 1)
-        assert torch.equal(as_map(last, image, network=nn.Identity(), node="map"), first)
+        assert torch.equal(as_map(last, image, layout=Layout(), node="map"), first)
 
 
 @pytest.mark.parametrize("node", ["stem.1", "stem", "middle", "wide"])
@@ -289,7 +294,7 @@ def test_a_submodule_that_is_not_there_is_refused_with_the_nearest(node: str | t
     ids=["vector", "volume", "tuple", "nothing"],
 )
 def test_an_output_that_is_no_map_is_refused(give: Callable[[Tensor], Any], shown: str) -> None:
-    with pytest.raises(ShapeError, match=f"Giving gives no map of features: its output is {shown}, for images"):
+    with pytest.raises(ShapeError, match=f"output gives no map of features: its output is {shown}, for images"):
         freeze(Giving(give)).feature_shape((4, 6))
     with pytest.raises(ShapeError, match=f"0 gives no map of features: its output is {shown}"):
         freeze(nn.Sequential(Giving(give), nn.Identity()), "0").feature_shape((4, 6))

@@ -283,3 +283,16 @@ def test_timm_s_default_weights_out_of_reach_are_an_error_within_seconds(
     assert "model.safetensors" in str(caught.value)
     assert str(tmp_path) in str(caught.value)
     assert "127.0.0.1:9" in str(caught.value)
+
+
+@pytest.mark.parametrize("wrapping", ["state_dict", "model"])
+def test_tensors_are_found_beside_an_optimiser_s_state(wrapping: str, tmp_path: Path) -> None:
+    torch.save({wrapping: {"weight": torch.ones(2)}, "epoch": 3}, tmp_path / "checkpoint.pth")
+    assert torch.equal(read_weights(tmp_path / "checkpoint.pth")["weight"], torch.ones(2))
+
+
+def test_a_file_that_would_run_code_is_refused_without_advice_to_run_it(tmp_path: Path) -> None:
+    torch.save({"weight": Path("harmless")}, tmp_path / "code.pth")
+    with pytest.raises(CheckpointError, match="what would run code is never loaded") as caught:
+        read_weights(tmp_path / "code.pth")
+    assert "weights_only" not in str(caught.value)

@@ -251,3 +251,14 @@ def test_a_size_that_the_network_cannot_take_names_sizes_that_it_takes(
     assert 1 <= len(named) <= 2
     for height, width in (map(int, entry.split("x")) for entry in named):
         assert backbone(torch.rand(1, 3, height, width)).shape[1:] == backbone.feature_shape((height, width))
+
+
+@each_fragile
+def test_parameters_thawed_one_by_one_are_frozen_again(fragile: str) -> None:
+    backbone = FRAGILE[fragile]()
+    before = copy.deepcopy(backbone.state_dict())
+    vae = tv.build_vae(backbone, image_size=32, latent_dim=4, width=16).train()
+    for parameter in vae.parameters():
+        parameter.requires_grad = True
+    train_a_little(vae, random_images(count=4))
+    assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())

@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from transfervae.backbones.modules import ModuleFeatures, OutputFeatures
+from transfervae.backbones.modules import LayerFeatures, ModuleFeatures
 from transfervae.backbones.reading import Node, Reading
 from transfervae.backbones.sizes import name_sizes, nearest_sizes
-from transfervae.errors import ImageSizeError, TransferVAEError
+from transfervae.errors import ImageSizeError, InvalidOptionError, TransferVAEError
 from transfervae.shapes import Features, Images, check_image_range, check_image_tensor, parse_image_size
 
 NETWORK_ERRORS = (RuntimeError, AssertionError, ValueError, IndexError, TypeError, ZeroDivisionError)
@@ -94,6 +95,8 @@ class FrozenBackbone(nn.Module):
             takes_if_made_for: Whether the network takes a size once it is created for it, where that can be done.
         """
         super().__init__()
+        for name, values in (("mean", mean), ("std", std)):
+            _check_channels(name, values)
         self.network = network.requires_grad_(False).eval()
         self.source = source
         self._takes_if_made_for = takes_if_made_for
@@ -102,6 +105,7 @@ class FrozenBackbone(nn.Module):
         self._fingerprint: str | None = None
         self._shapes: dict[Size, tuple[int, int, int]] = {}
         self._range_seen = False
+        self._is_settled = False
 
     @staticmethod
     def from_module(
@@ -130,13 +134,15 @@ class FrozenBackbone(nn.Module):
 
         Raises:
             UnknownNameError: If a node does not exist.
-            InvalidOptionError: If a node is named twice.
+            InvalidOptionError: If a node is named twice, `module` is none, or `mean` and `std` are not three numbers.
         """
+        if not isinstance(module, nn.Module):
+            raise InvalidOptionError(f"module must be a torch.nn.Module, got {type(module).__name__}.")
         network = copy.deepcopy(module)
         name = f"{MODULE_PREFIX}{type(module).__name__}"
         if node is None:
-            source, wrapped = Source(name, "output", name), OutputFeatures(network)
-            return FrozenBackbone(wrapped, source, mean=mean, std=std)
+            reading = Reading(("output",))
+            return FrozenBackbone(LayerFeatures(network, reading), Source(name, "output", name), mean=mean, std=std)
         reading = Reading.parse(node, fuse=fuse, grid=grid, norm=False)
         source = Source(name, reading.node, name, options=reading.options)
         return FrozenBackbone(ModuleFeatures(network, reading), source, mean=mean, std=std)
@@ -172,6 +178,7 @@ class FrozenBackbone(nn.Module):
         if not torch.compiler.is_compiling():
             self.feature_shape((images.shape[-2], images.shape[-1]))
             self._check_range(checked)
+            self.network.requires_grad_(False)
         if self.network.training:
             self.network.eval()
         features: Tensor = self.network(self.normalise(checked))
@@ -257,10 +264,16 @@ class FrozenBackbone(nn.Module):
     @torch.no_grad()
     def _probe(self, size: Size) -> tuple[tuple[int, int, int] | None, str]:
         try:
+            if isinstance(self.network, LayerFeatures) and not self._is_settled:
+                noise = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
+                self.network.settle(noise.to(self.mean))
+                self._is_settled = True
             features = self.network(self.mean.new_zeros(1, 3, *size))
         except TransferVAEError:
             raise
         except NETWORK_ERRORS as error:
+            if is_out_of_memory(error):
+                raise
             return None, first_line(error)
         _, channels, height, width = features.shape
         if not height or not width:
@@ -294,3 +307,16 @@ class FrozenBackbone(nn.Module):
 def first_line(error: Exception) -> str:
     """What a network says when it cannot take a size, in one line without a full stop."""
     return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error tells of too little memory rather than of the images."""
+    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
+
+
+def _check_channels(name: str, values: object) -> None:
+    numbers = list(values) if isinstance(values, Sequence) and not isinstance(values, str) else []
+    is_fine = len(numbers) == 3 and all(isinstance(number, int | float) and math.isfinite(number) for number in numbers)
+    if not is_fine or (name == "std" and min(numbers) <= 0):
+        above = ", above 0" if name == "std" else ""
+        raise InvalidOptionError(f"{name} must be three finite numbers{above}, one per RGB channel, got {values!r}.")

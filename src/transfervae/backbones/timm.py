@@ -52,13 +52,15 @@ class StageFeatures(nn.Module):
         self.network = network
         self.reading = reading
         self.stages = sorted(int(node) for node in reading.nodes)
+        self.widths = _widths(network, self.stages, norm=reading.norm)
         network.prune_intermediate_layers(list(self.stages), prune_norm=not reading.norm)
 
     def forward(self, images: Images) -> Features:
         """Map normalised images to the fused features, `[b, c, h, w]`.
 
         Raises:
-            ValueError: If the network would squash the images to the size that it was made for.
+            ValueError: If the network would squash the images to the size that it was made for, or lays its tokens out
+                on a grid that is not theirs.
         """
         network: Any = self.network
         if hasattr(network, "img_size_scaled") and tuple(images.shape[-2:]) != tuple(network.img_size):
@@ -66,6 +68,8 @@ class StageFeatures(nn.Module):
         maps = network.forward_intermediates(
             images, indices=self.stages, norm=self.reading.norm, output_fmt="NCHW", intermediates_only=True
         )
+        if [features.shape[1] for features in maps] != self.widths:
+            raise ValueError("its tokens do not fill the grid")
         by_stage = dict(zip(self.stages, maps, strict=True))
         return self.reading.combine([by_stage[int(node)] for node in self.reading.nodes])
 
@@ -140,10 +144,10 @@ def is_timm_name(name: str) -> bool:
         UnknownNameError: If it has the network, but not the tag.
     """
     timm = import_module("timm")
-    architecture, _, tag = name.partition(".")
+    architecture, dot, tag = name.partition(".")
     if not timm.is_model(architecture):
         return False
-    if tag and name not in (known := timm.list_pretrained(f"{architecture}.*")):
+    if dot and name not in (known := timm.list_pretrained(f"{architecture}.*")):
         raise UnknownNameError(f"pretrained tag of timm:{architecture}", tag, [n.partition(".")[2] for n in known])
     return True
 
@@ -263,10 +267,14 @@ def _resolve(network: Any, reading: Reading, owner: str) -> Reading:
     stages = range(stage_count(network))
     nodes = tuple(_stage(node, stages, owner) for node in reading.nodes)
     resolved = Reading.parse(nodes, fuse=reading.fuse, grid=reading.grid, norm=reading.norm)
-    width = "num_chs_norm" if reading.norm else "num_chs"
-    info = network.feature_info
-    resolved.check_widths([info[node].get(width, info[node]["num_chs"]) for node in nodes])
+    resolved.check_widths(_widths(network, nodes, norm=reading.norm))
     return resolved
+
+
+def _widths(network: Any, stages: Sequence[int], *, norm: bool) -> list[int]:
+    """Channels at stages, as timm declares them."""
+    info = [network.feature_info[stage] for stage in stages]
+    return [entry.get("num_chs_norm", entry["num_chs"]) if norm else entry["num_chs"] for entry in info]
 
 
 def _stage(node: Node, stages: Sequence[int], owner: str) -> int:

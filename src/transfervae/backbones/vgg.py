@@ -10,6 +10,7 @@ from types import MappingProxyType
 from torch import Tensor, nn
 
 from transfervae.backbones.frozen import FrozenBackbone, Source
+from transfervae.backbones.layout import Layout
 from transfervae.backbones.modules import ModuleFeatures
 from transfervae.backbones.reading import Reading
 from transfervae.backbones.weights import fetch_weights, load_strictly, read_weights
@@ -104,7 +105,8 @@ def read_vgg19(network: nn.Sequential, reading: Reading) -> nn.Module:
     """The network itself where it ends at the only node, else one that fuses its nodes."""
     if len(reading.nodes) == 1 and reading.grid is None:
         return network
-    return ModuleFeatures(network, replace(reading, nodes=tuple(LAYERS[str(node)] for node in reading.nodes)))
+    layers = replace(reading, nodes=tuple(LAYERS[str(node)] for node in reading.nodes))
+    return ModuleFeatures(network, layers, layout=Layout(channels_last=False, is_certain=True))
 
 
 def _load(network: nn.Sequential, weights: str | PathLike[str]) -> None:

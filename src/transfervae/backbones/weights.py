@@ -21,6 +21,9 @@ from transfervae.errors import CheckpointError, WeightsMismatchError, WeightsUna
 REACH_SECONDS = 6.0
 MISFITS_NAMED = 3
 
+WRAPPINGS = ("state_dict", "model")
+"""Keys that checkpoints keep their tensors under, beside an optimiser's state and so on."""
+
 UNREADABLE = (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError)
 """What safetensors and torch raise for files that are damaged or hold something else."""
 
@@ -44,11 +47,17 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         if file.suffix == ".safetensors":
             return load_file(file)
         state = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{str(file)!r} cannot be read as weights: it is damaged or holds more than tensors, and what would run"
+            " code is never loaded."
+        ) from error
     except UNREADABLE as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise CheckpointError(f"{str(file)!r} cannot be read as weights: {reason}") from error
-    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
-        state = state["state_dict"]
+    for wrapping in WRAPPINGS:
+        if isinstance(state, Mapping) and isinstance(state.get(wrapping), Mapping):
+            state = state[wrapping]
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(f"{str(file)!r} holds no state dict (tensors by name).")
     return dict(state)
