@@ -176,7 +176,7 @@ def write_results(rows: Sequence[dict[str, Any]]) -> None:
 
 def page(rows: Sequence[dict[str, Any]], figures: dict[str, Any]) -> Iterator[str]:
     """The lines of the documentation's page."""
-    yield "---\nsearch:\n  exclude: true\n---\n"
+    yield "---\nhide:\n  - toc\nsearch:\n  exclude: true\n---\n"
     yield "# All backbones\n"
     yield (
         f"{figures['working']} of the {figures['names']} networks of timm {figures['versions']['timm']} serve as"
