@@ -22,10 +22,10 @@ from transfervae.backbones import (
     backbone_names,
     describe_backbone,
     is_backbone,
-    is_out_of_memory,
     license_remark,
     list_backbones,
 )
+from transfervae.backbones.frozen import is_out_of_memory
 from transfervae.data import ImageFolder
 from transfervae.decoders import DECODERS
 from transfervae.errors import InvalidOptionError, TransferVAEError, UnknownNameError

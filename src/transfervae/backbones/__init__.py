@@ -9,7 +9,7 @@ from transfervae.backbones.catalogue import (
     list_backbones,
 )
 from transfervae.backbones.create import create_backbone
-from transfervae.backbones.frozen import FrozenBackbone, is_out_of_memory
+from transfervae.backbones.frozen import FrozenBackbone
 from transfervae.backbones.licenses import LicenseWarning, license_remark
 from transfervae.backbones.reading import FUSIONS, Node
 
@@ -24,7 +24,6 @@ __all__ = [
     "create_backbone",
     "describe_backbone",
     "is_backbone",
-    "is_out_of_memory",
     "license_remark",
     "list_backbones",
 ]
