@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tests.strategies import FLOAT_DTYPES, images
 from transfervae.errors import ImageSizeError, InvalidImageError, InvalidOptionError
-from transfervae.shapes import check_image_range, check_image_tensor, check_positive, parse_image_size
+from transfervae.shapes import check_image_range, check_image_tensor, check_positive, parse_image_size, unit_images
 
 IMAGENET_MEAN = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
 IMAGENET_STD = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
@@ -75,6 +75,39 @@ def test_a_rounding_error_passes(value: float) -> None:
 def test_more_than_a_rounding_error_is_refused(value: float) -> None:
     with pytest.raises(InvalidImageError, match="clamp"):
         check_image_range(torch.full((1, 3, 2, 2), value))
+
+
+@given(size=st.tuples(st.integers(1, 4), st.just(3), st.integers(1, 8), st.integers(1, 8)), seed=st.integers(0, 100))
+def test_8_bit_images_are_divided_by_255(size: tuple[int, ...], seed: int) -> None:
+    pixels = torch.randint(0, 256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    before = pixels.clone()
+    images = unit_images(pixels)
+    assert images.dtype == torch.float32
+    assert torch.equal(images, pixels.float() / 255)
+    assert torch.equal(pixels, before)
+    check_image_range(check_image_tensor(images))
+
+
+def test_unit_images_keeps_the_memory_format() -> None:
+    pixels = torch.zeros(2, 3, 4, 5, dtype=torch.uint8).to(memory_format=torch.channels_last)
+    assert unit_images(pixels).is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "advice"),
+    [
+        (torch.zeros(2, 3, 4, 4), r"uint8.*float32.*as they are"),
+        (torch.zeros(2, 3, 4, 4, dtype=torch.int64), r"int64"),
+        (torch.zeros(3, 4, 4, dtype=torch.uint8), r"unsqueeze\(0\)"),
+        (torch.zeros(2, 8, 8, 3, dtype=torch.uint8), r"permute\(0, 3, 1, 2\)"),
+        (torch.zeros(0, 3, 4, 4, dtype=torch.uint8), r"no image"),
+        ([[0, 1]], r"list"),
+    ],
+)
+@pytest.mark.usefixtures("without_shape_checks")
+def test_what_is_no_batch_of_8_bit_images_is_refused_with_advice(wrong: Any, advice: str) -> None:
+    with pytest.raises(InvalidImageError, match=advice):
+        unit_images(wrong)
 
 
 @given(height=st.integers(1, 10**5), width=st.integers(1, 10**5))

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from typing import TypeAlias, TypeGuard
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from transfervae.errors import ImageSizeError, InvalidImageError, InvalidOptionError
 
 Images: TypeAlias = Float[Tensor, "b 3 h w"]
+Pixels: TypeAlias = UInt8[Tensor, "b 3 h w"]
 Features: TypeAlias = Float[Tensor, "b c grid_h grid_w"]
 Latents: TypeAlias = Float[Tensor, "b *latent"]
 PerItem: TypeAlias = Float[Tensor, " b"]
@@ -35,22 +36,12 @@ def check_image_tensor(images: Tensor) -> Images:
     Raises:
         InvalidImageError: For integers, other than four axes, no image, or other than three channels.
     """
-    if not isinstance(images, Tensor):
-        raise InvalidImageError(f"Images must be a tensor [b, 3, h, w], got {type(images).__name__}.")
-    if not images.is_floating_point():
+    if isinstance(images, Tensor) and not images.is_floating_point():
         raise InvalidImageError(
             f"Images must be floating point RGB in [0, 1], got {images.dtype};"
             " use images.float() / 255 for 8-bit images."
         )
-    if images.ndim != 4:
-        raise InvalidImageError(
-            f"Images must be [b, 3, h, w], got shape {list(images.shape)}; add the batch axis with images.unsqueeze(0)."
-        )
-    if images.shape[1] != 3:
-        raise InvalidImageError(_channel_message(images))
-    if images.shape[0] == 0:
-        raise InvalidImageError("The batch holds no image (its first axis is 0).")
-    return images
+    return _check_axes(images)
 
 
 def check_image_range(images: Images) -> None:
@@ -75,6 +66,26 @@ def check_image_range(images: Images) -> None:
         f"Images must lie in [0, 1], got values from {low:.3g} to {high:.3g}; {advice}"
         " (or images.clamp(0, 1) after a resampling overshoot)."
     )
+
+
+def unit_images(pixels: Tensor) -> Images:
+    """Scale 8-bit RGB to [0, 1], on the device where it is: a quarter of the bytes to move there.
+
+    Args:
+        pixels: Uint8 RGB, `[b, 3, h, w]`.
+
+    Returns:
+        Float32 `[b, 3, h, w]` in [0, 1]: the values divided by 255.
+
+    Raises:
+        InvalidImageError: For any other type, other than four axes, no image, or other than three channels.
+    """
+    if isinstance(pixels, Tensor) and pixels.dtype != torch.uint8:
+        raise InvalidImageError(
+            f"Pixels must be uint8 RGB from 0 to 255, got {pixels.dtype}; floating point images in [0, 1] are used as"
+            " they are."
+        )
+    return _check_axes(pixels).float().div_(255)
 
 
 def parse_image_size(size: int | Sequence[int]) -> tuple[int, int]:
@@ -118,6 +129,20 @@ def check_seed(seed: object) -> None:
 
 def _is_whole(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _check_axes(images: Tensor) -> Tensor:
+    if not isinstance(images, Tensor):
+        raise InvalidImageError(f"Images must be a tensor [b, 3, h, w], got {type(images).__name__}.")
+    if images.ndim != 4:
+        raise InvalidImageError(
+            f"Images must be [b, 3, h, w], got shape {list(images.shape)}; add the batch axis with images.unsqueeze(0)."
+        )
+    if images.shape[1] != 3:
+        raise InvalidImageError(_channel_message(images))
+    if images.shape[0] == 0:
+        raise InvalidImageError("The batch holds no image (its first axis is 0).")
+    return images
 
 
 def _channel_message(images: Tensor) -> str:

@@ -7,9 +7,10 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from transfervae.data import ImageFolder, read_image
+from transfervae.data import ImageFolder, ItemRecord, read_image
 from transfervae.data.folder import SUFFIXES
-from transfervae.errors import ImageFileError, ImageSizeError
+from transfervae.errors import ImageFileError, ImageSizeError, InvalidOptionError
+from transfervae.shapes import unit_images
 
 
 def save(path: Path, *, seed: int = 0, size: tuple[int, int] = (6, 9)) -> Path:
@@ -162,3 +163,40 @@ def test_what_is_no_regular_file_is_named(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     with pytest.raises(ImageFileError, match=r"pipe\.png"):
         ImageFolder(tmp_path, 4)
+
+
+def test_items_in_8_bits_have_the_same_values(tmp_path: Path) -> None:
+    for seed in range(3):
+        save(tmp_path / f"{seed}.png", seed=seed)
+    images, pixels = ImageFolder(tmp_path, (4, 5)), ImageFolder(tmp_path, (4, 5), dtype=torch.uint8)
+    (batch,) = DataLoader(pixels, batch_size=3)
+    assert batch.dtype == torch.uint8
+    assert torch.equal(unit_images(batch), torch.stack([images[i] for i in range(3)]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.int64])
+def test_other_types_are_refused(tmp_path: Path, dtype: torch.dtype) -> None:
+    with pytest.raises(InvalidOptionError, match=r"float32.*uint8.*got torch\."):
+        ImageFolder(tmp_path, 4, dtype=dtype)
+
+
+def test_items_are_described_without_reading_them(tmp_path: Path) -> None:
+    path = save(tmp_path / "b" / "a.png")
+    os.utime(path, ns=(1, 1_234_567_890_123_456_789))
+    folder = ImageFolder(tmp_path, 4)
+    assert folder.describe_item(0) == ItemRecord("b/a.png", path.stat().st_size, 1_234_567_890_123_456_789)
+    assert folder.identity == {"kind": "folder", "items": 1}
+
+
+def test_items_of_several_roots_are_named_by_their_whole_paths(tmp_path: Path) -> None:
+    paths = [save(tmp_path / "x" / "a.png"), save(tmp_path / "y" / "a.png")]
+    folder = ImageFolder([tmp_path / "x", paths[1]], 4)
+    assert [folder.describe_item(i).name for i in range(2)] == [path.as_posix() for path in paths]
+
+
+def test_a_file_that_is_gone_cannot_be_described(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.png")
+    folder = ImageFolder(tmp_path, 4)
+    path.unlink()
+    with pytest.raises(ImageFileError, match=r"a\.png"):
+        folder.describe_item(0)

@@ -8,10 +8,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 
-from transfervae.data import read_image
+from transfervae.data import read_image, read_pixels
 from transfervae.errors import ImageFileError, ImageSizeError
 
 UNDO = {
@@ -242,3 +242,105 @@ def test_shrinking_is_antialiased(tmp_path: Path) -> None:
 def test_a_size_that_cannot_be_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ImageSizeError):
         read_image(save(tmp_path / "image.png", random_pixels()), (0, 4))
+
+
+@given(height=st.integers(1, 12), width=st.integers(1, 12), seed=st.integers(0, 1000))
+def test_pixels_are_the_image_in_8_bits(tmp_path: Path, height: int, width: int, seed: int) -> None:
+    path = save(tmp_path / "image.png", random_pixels(seed=seed))
+    pixels = read_pixels(path, (height, width))
+    assert pixels.dtype == torch.uint8
+    assert pixels.is_contiguous()
+    assert torch.equal(pixels.float() / 255, read_image(path, (height, width)))
+
+
+def photograph(height: int, width: int) -> Image.Image:
+    """Detail at every scale, falling off as in photographs."""
+    random = np.random.default_rng(0)
+    layers = [random.normal(size=(height // step + 2, width // step + 2, 3)) * step for step in (1, 4, 16, 64)]
+    planes = [
+        sum(np.asarray(Image.fromarray(layer[..., c].astype(np.float32)).resize((width, height))) for layer in layers)
+        for c in range(3)
+    ]
+    values: Any = np.stack(planes, axis=-1)
+    return Image.fromarray(np.clip(128 + values, 0, 255).astype(np.uint8))
+
+
+def decoded_in_full(path: Path, size: tuple[int, int]) -> Tensor:
+    """The oracle: everything decoded, turned upright, and only then scaled."""
+    with Image.open(path) as file:
+        upright = ImageOps.exif_transpose(file).convert("RGB")
+    return as_tensor(np.array(ImageOps.fit(upright, size[::-1], Image.Resampling.BICUBIC)))
+
+
+@pytest.mark.parametrize("orientation", UNDO)
+@pytest.mark.parametrize("size", [(64, 64), (40, 100), (90, 30)])
+def test_a_large_jpeg_is_read_as_if_decoded_in_full(
+    tmp_path: Path, orientation: int, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    path = tmp_path / "image.jpg"
+    photograph(603, 805).save(path, exif=exif, quality=92)
+    sources = sizes_before_scaling(monkeypatch)
+    image = read_image(path, size)
+    wanted = size[::-1] if orientation < 5 else size
+    assert sources[0] != (805, 603)
+    assert all(source >= 2 * side for source, side in zip(sources[0], wanted, strict=True))
+    difference = (image - decoded_in_full(path, size)).abs()
+    assert difference.mean() < 1 / 255
+    assert difference.max() < 8 / 255
+
+
+@pytest.mark.parametrize("size", [(64, 64), (40, 100), (90, 30)])
+@pytest.mark.parametrize("missing", [(1, 0), (0, 1), (1, 1), (20, 20)])
+def test_a_jpeg_below_four_times_the_size_is_decoded_in_full(
+    tmp_path: Path, missing: tuple[int, int], size: tuple[int, int]
+) -> None:
+    path = tmp_path / "image.jpg"
+    photograph(4 * size[0] - missing[0], 4 * size[1] - missing[1]).save(path, quality=92)
+    assert torch.equal(read_image(path, size), decoded_in_full(path, size))
+
+
+def test_a_jpeg_is_decoded_in_full_without_a_size(tmp_path: Path) -> None:
+    photograph(300, 400).save(tmp_path / "image.jpg")
+    assert torch.equal(read_image(tmp_path / "image.jpg"), decoded_in_full(tmp_path / "image.jpg", (300, 400)))
+
+
+def test_a_large_picture_that_is_no_jpeg_is_decoded_in_full(tmp_path: Path) -> None:
+    photograph(300, 400).save(tmp_path / "image.png")
+    assert torch.equal(read_image(tmp_path / "image.png", 16), decoded_in_full(tmp_path / "image.png", (16, 16)))
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_large_jpegs_of_other_colours_are_read_too(tmp_path: Path, mode: str) -> None:
+    photograph(300, 400).convert(mode).save(tmp_path / "image.jpg", quality=92)
+    difference = read_image(tmp_path / "image.jpg", 32) - decoded_in_full(tmp_path / "image.jpg", (32, 32))
+    assert difference.abs().mean() < 2 / 255
+
+
+def test_of_a_large_file_of_several_jpegs_the_first_is_read(tmp_path: Path) -> None:
+    first, second = photograph(300, 400), Image.new("RGB", (300, 400), "red")
+    first.save(tmp_path / "image.mpo", save_all=True, append_images=[second], quality=92)
+    difference = read_image(tmp_path / "image.mpo", 32) - decoded_in_full(tmp_path / "image.mpo", (32, 32))
+    assert difference.abs().mean() < 2 / 255
+
+
+def test_a_large_jpeg_cut_off_is_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "image.jpg"
+    photograph(300, 400).save(path)
+    path.write_bytes(path.read_bytes()[:-2000])
+    with pytest.raises(ImageFileError, match=r"image\.jpg"):
+        read_pixels(path, 16)
+
+
+def sizes_before_scaling(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Collects the (width, height) of every picture that is scaled from now on."""
+    sizes = []
+    resize = Image.Image.resize
+
+    def note(image: Image.Image, *arguments: Any, **options: Any) -> Image.Image:
+        sizes.append(image.size)
+        return resize(image, *arguments, **options)
+
+    monkeypatch.setattr(Image.Image, "resize", note)
+    return sizes

@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 from collections import Counter
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.strategies import SEEDS
-from transfervae.data import ToyFaceFactors, ToyFaces
+from transfervae.data import ItemRecord, ToyFaceFactors, ToyFaces
 from transfervae.data.toyfaces import PARTS, RANGES, draw_face
 from transfervae.errors import ImageSizeError, InvalidOptionError
 
@@ -156,3 +157,28 @@ def test_numbers_out_of_range_are_refused(options: dict[str, Any]) -> None:
 def test_a_size_that_cannot_be_is_refused() -> None:
     with pytest.raises(ImageSizeError):
         ToyFaces(1, (0, 4))
+
+
+@given(seed=SEEDS, size=SIZES)
+def test_faces_in_8_bits_are_rounded(seed: int, size: tuple[int, int]) -> None:
+    image, pixels = ToyFaces(1, size, seed=seed)[0], ToyFaces(1, size, seed=seed, dtype=torch.uint8)[0]
+    assert pixels.dtype == torch.uint8
+    assert (pixels / 255 - image).abs().max() <= 0.5 / 255 + 1e-6
+
+
+def test_other_types_are_refused() -> None:
+    with pytest.raises(InvalidOptionError, match=r"float32.*uint8.*got torch\.float16"):
+        ToyFaces(1, dtype=torch.float16)
+
+
+def test_a_set_is_told_by_plain_values() -> None:
+    identity = ToyFaces(4, (16, 12), seed=3).identity
+    assert identity == {"kind": "toyfaces", "count": 4, "image_size": [16, 12], "seed": 3}
+    assert json.loads(json.dumps(identity)) == identity
+
+
+def test_faces_are_described_by_their_place() -> None:
+    faces = ToyFaces(4, 16)
+    assert faces.describe_item(3) == faces.describe_item(-1) == ItemRecord("face 3", 0, 0)
+    with pytest.raises(IndexError, match="out of range"):
+        faces.describe_item(4)

@@ -5,11 +5,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from transfervae.data.image_file import read_image
+from transfervae.data.image_file import check_image_dtype, read_image, read_pixels
+from transfervae.data.item_record import ItemRecord
 from transfervae.errors import ImageFileError
 from transfervae.shapes import parse_image_size
 
@@ -22,11 +24,12 @@ NAMED_BAD_FILES = 3
 class ImageFolder(Dataset[Tensor]):
     """All images in a folder and its subfolders, in the order of their paths.
 
-    Items are float32 RGB `[3, h, w]` in [0, 1]; `read_image` says how files are read, scaled and cut.
+    Items are RGB `[3, h, w]`, float32 in [0, 1] or uint8; `read_pixels` says how files are read, scaled and cut.
 
     Attributes:
         paths: The files.
         image_size: (height, width) of the items.
+        dtype: Type of the items.
         bad: Files that cannot be read and were skipped, with the reason.
     """
 
@@ -35,6 +38,7 @@ class ImageFolder(Dataset[Tensor]):
         root: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
         image_size: int | Sequence[int],
         *,
+        dtype: torch.dtype = torch.float32,
         verify: bool = True,
         skip_bad: bool = False,
         progress: Callable[[int, int], None] | None = None,
@@ -44,6 +48,8 @@ class ImageFolder(Dataset[Tensor]):
         Args:
             root: The folder, hidden files and folders in it passed over; or several of them, and single files.
             image_size: Height and width of the items, or one number.
+            dtype: `torch.float32` for values in [0, 1], or `torch.uint8`: a quarter of the bytes, which `unit_images`
+                turns into the same values.
             verify: Whether to read every file now.
             skip_bad: Leave unreadable files out instead of failing; they are listed in `bad`.
             progress: Called with (files read, files in all) while verifying.
@@ -51,8 +57,12 @@ class ImageFolder(Dataset[Tensor]):
         Raises:
             ImageFileError: If the folder is missing or holds no images, or if files cannot be read (named).
             ImageSizeError: If `image_size` is not one or two positive numbers.
+            InvalidOptionError: If `dtype` is neither of the two.
         """
+        check_image_dtype(dtype)
         self.image_size = parse_image_size(image_size)
+        self.dtype = dtype
+        self._root = Path(root) if isinstance(root, str | os.PathLike) else None
         self.paths = find_images(Path(root)) if isinstance(root, str | os.PathLike) else _find_all(root)
         if not self.paths:
             raise ImageFileError("No images were given.")
@@ -68,8 +78,35 @@ class ImageFolder(Dataset[Tensor]):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> Float[Tensor, "3 h w"]:
-        return read_image(self.paths[index], self.image_size)
+    def __getitem__(self, index: int) -> Float[Tensor, "3 h w"] | UInt8[Tensor, "3 h w"]:
+        read = read_pixels if self.dtype == torch.uint8 else read_image
+        return read(self.paths[index], self.image_size)
+
+    @property
+    def identity(self) -> dict[str, object]:
+        """What kind of data set this is, in plain values; `describe_item` tells the items."""
+        return {"kind": "folder", "items": len(self)}
+
+    def describe_item(self, index: int) -> ItemRecord:
+        """An item's name, size and time of change, without reading it.
+
+        Args:
+            index: Which item.
+
+        Returns:
+            The record; its name is the path from the folder, or the whole path if several folders or files were given.
+
+        Raises:
+            ImageFileError: If the file is gone.
+            IndexError: If `index` is not within the set.
+        """
+        path = self.paths[index]
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise ImageFileError(f"There is no image {str(path)!r} any more: {error.strerror}.") from error
+        name = path if self._root is None else path.relative_to(self._root)
+        return ItemRecord(name.as_posix(), status.st_size, status.st_mtime_ns)
 
 
 def find_images(root: Path) -> list[Path]:
@@ -114,7 +151,7 @@ def _refuse(error: OSError) -> None:
 def _find_bad(paths: list[Path], size: tuple[int, int], progress: Callable[[int, int], None] | None) -> dict[Path, str]:
     def problem(path: Path) -> str:
         try:
-            read_image(path, size)
+            read_pixels(path, size)
         except ImageFileError as error:
             return str(error)
         return ""

@@ -9,12 +9,13 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from transfervae.data.image_file import to_tensor
+from transfervae.data.image_file import check_image_dtype, to_tensor
+from transfervae.data.item_record import ItemRecord
 from transfervae.shapes import check_positive, check_seed, parse_image_size
 
 Point: TypeAlias = tuple[float, float]
@@ -128,37 +129,65 @@ class ToyFace(NamedTuple):
 
 
 class ToyFaces(Dataset[Tensor]):
-    """Drawn faces, the same for the same (seed, index) on every machine; items are float32 RGB `[3, h, w]` in [0, 1].
+    """Drawn faces, the same for the same (seed, index) on every machine.
+
+    Items are RGB `[3, h, w]`, float32 in [0, 1] or uint8.
 
     Attributes:
         count: Number of faces.
         image_size: (height, width).
         seed: Selects the faces.
+        dtype: Type of the items.
     """
 
-    def __init__(self, count: int = 2000, image_size: int | Sequence[int] = 128, *, seed: int = 0) -> None:
+    def __init__(
+        self,
+        count: int = 2000,
+        image_size: int | Sequence[int] = 128,
+        *,
+        seed: int = 0,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         """Make a set; nothing is drawn yet.
 
         Args:
             count: Number of faces, at least 1.
             image_size: Height and width in pixels, or one number; any size.
             seed: At least 0.
+            dtype: `torch.float32` for values in [0, 1], or `torch.uint8` for these times 255, rounded.
 
         Raises:
-            InvalidOptionError: If `count` is below 1 or `seed` no whole number from 0 to 2^63 - 1.
+            InvalidOptionError: If `count` is below 1, `seed` no whole number from 0 to 2^63 - 1, or `dtype` neither
+                of the two.
             ImageSizeError: If `image_size` is not one or two positive numbers.
         """
         check_positive(count=count)
         check_seed(seed)
+        check_image_dtype(dtype)
         self.count = count
         self.image_size = parse_image_size(image_size)
         self.seed = seed
+        self.dtype = dtype
 
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, index: int) -> Float[Tensor, "3 h w"]:
-        return self.face(index).image
+    def __getitem__(self, index: int) -> Float[Tensor, "3 h w"] | UInt8[Tensor, "3 h w"]:
+        image = self.face(index).image
+        return (image * 255).round().to(torch.uint8) if self.dtype == torch.uint8 else image
+
+    @property
+    def identity(self) -> dict[str, object]:
+        """What the faces are drawn from, in plain values."""
+        return {"kind": "toyfaces", "count": self.count, "image_size": list(self.image_size), "seed": self.seed}
+
+    def describe_item(self, index: int) -> ItemRecord:
+        """The name of a face, counted from 0; there is no file.
+
+        Raises:
+            IndexError: If `index` is not within the set.
+        """
+        return ItemRecord(f"face {self._place(index)}", 0, 0)
 
     def factors(self, index: int) -> ToyFaceFactors:
         """The factors of one face.
@@ -166,9 +195,7 @@ class ToyFaces(Dataset[Tensor]):
         Raises:
             IndexError: If `index` is not within the set.
         """
-        if not -self.count <= index < self.count:
-            raise IndexError(f"index {index} is out of range for {self.count} faces")
-        draws = np.random.default_rng([self.seed, index % self.count]).random(len(RANGES))
+        draws = np.random.default_rng([self.seed, self._place(index)]).random(len(RANGES))
         pairs = zip(RANGES.items(), draws.tolist(), strict=True)
         return ToyFaceFactors(**{name: low + (high - low) * draw for (name, (low, high)), draw in pairs})
 
@@ -180,6 +207,11 @@ class ToyFaces(Dataset[Tensor]):
         """
         factors = self.factors(index)
         return draw_face(factors, self.image_size)
+
+    def _place(self, index: int) -> int:
+        if not -self.count <= index < self.count:
+            raise IndexError(f"index {index} is out of range for {self.count} faces")
+        return index % self.count
 
 
 def draw_face(factors: ToyFaceFactors, image_size: int | Sequence[int]) -> ToyFace:
