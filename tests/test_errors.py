@@ -14,6 +14,7 @@ TREE = [
 BUILTINS: dict[type[Exception], type[Exception]] = {
     errors.WeightsUnavailableError: OSError,
     errors.CheckpointError: OSError,
+    errors.CacheError: OSError,
     errors.ImageFileError: OSError,
     errors.FileWriteError: OSError,
     errors.RunFolderError: OSError,

@@ -7,6 +7,7 @@ import transfervae as tv
 EXPORTS = {
     "DeterministicHead",
     "DiagonalGaussian",
+    "FeatureCache",
     "FrozenBackbone",
     "GaussianHead",
     "LatentScaling",

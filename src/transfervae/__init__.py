@@ -2,6 +2,7 @@
 
 from transfervae import data, errors, losses, schedules
 from transfervae.backbones import FrozenBackbone, create_backbone
+from transfervae.cache import FeatureCache
 from transfervae.decoders import pixelshuffle_decoder, resize_decoder, transpose_decoder
 from transfervae.gaussian import DiagonalGaussian
 from transfervae.heads import DeterministicHead, GaussianHead, PooledGaussianHead, SpatialGaussianHead
@@ -14,6 +15,7 @@ __version__ = "0.1.0"
 __all__ = [
     "DeterministicHead",
     "DiagonalGaussian",
+    "FeatureCache",
     "FrozenBackbone",
     "GaussianHead",
     "LatentScaling",

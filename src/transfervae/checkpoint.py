@@ -2,21 +2,49 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import safetensors.torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from transfervae.errors import CheckpointError, FileWriteError
+from transfervae.errors import CheckpointError, FileWriteError, TransferVAEError
 
 FORMAT_KEY = "transfervae_format"
 FORMAT = 2
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+LOCK_FILE = ".lock"
+
+
+@contextmanager
+def held(folder: Path, refusal: TransferVAEError) -> Iterator[None]:
+    """Hold a folder against other processes; the hold ends with the process, however it ends.
+
+    Args:
+        folder: Made if missing.
+        refusal: Raised if another process holds it.
+
+    Raises:
+        FileWriteError: If the folder cannot be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / LOCK_FILE, blocking=False)
+        lock.acquire()
+    except Timeout:
+        raise refusal from None
+    except OSError as error:
+        raise FileWriteError(f"{str(folder)!r} cannot be written to: {error.strerror or error}.") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -72,6 +72,18 @@ class CheckpointError(TransferVAEError, OSError):
     """A saved model or checkpoint is missing, damaged or foreign."""
 
 
+class CacheError(TransferVAEError, OSError):
+    """A feature cache is missing, incomplete, damaged or foreign, or held by another process."""
+
+
+class CacheMismatchError(TransferVAEError, ValueError):
+    """A feature cache is of another backbone, node, size, preprocessing or data set than the one at hand."""
+
+
+class FeatureValueError(TransferVAEError, ValueError):
+    """Features are not finite, or beyond what they are to be stored as."""
+
+
 class ImageFileError(TransferVAEError, OSError):
     """An image file cannot be read, or a folder holds none."""
 

@@ -1,5 +1,6 @@
 """How good a model is on held-out images: figures that add up exactly over batches and processes."""
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -7,7 +8,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from transfervae.losses import rmse
-from transfervae.model import VAEOutput
+from transfervae.model import TransferVAE, VAEOutput
 from transfervae.shapes import Images
 
 ACTIVE_VARIANCE = 0.01
@@ -23,13 +24,14 @@ class HeldOutMetrics(Metric):
     mean_sum: Tensor
     square_sum: Tensor
 
-    def __init__(self, latent_size: int) -> None:
+    def __init__(self, latent_size: int, *, sync_on_compute: bool = True) -> None:
         """Start empty.
 
         Args:
             latent_size: Number of values in one latent.
+            sync_on_compute: Merge the sums of all processes, which must all ask for the figures then.
         """
-        super().__init__()
+        super().__init__(sync_on_compute=sync_on_compute)
         for name in ("count", "rmse_sum", "kl_sum"):
             self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         for name in ("mean_sum", "square_sum"):
@@ -57,6 +59,25 @@ class HeldOutMetrics(Metric):
             "kl": self.kl_sum / self.count,
             "active_units": (variance > ACTIVE_VARIANCE).sum(),
         }
+
+
+@torch.no_grad()
+def evaluate(vae: TransferVAE, batches: Iterable[Tensor]) -> dict[str, float]:
+    """The figures of a model over images in this process, with no autocast and no cached features.
+
+    Args:
+        vae: The model; it is put into evaluation mode.
+        batches: Images, `[b, 3, h, w]` in [0, 1].
+
+    Returns:
+        "rmse" and "kl" (nats), means over the images, and "active_units".
+    """
+    vae.eval()
+    metrics = HeldOutMetrics(math.prod(vae.latent_shape), sync_on_compute=False).to(vae.device)
+    for images in batches:
+        on_device = images.to(vae.device)
+        metrics.update(vae(on_device), on_device)
+    return {name: value.item() for name, value in metrics.compute().items()}
 
 
 def mean_image_rmse(training: Iterable[Tensor], held_out: Iterable[Tensor]) -> float:

@@ -79,6 +79,7 @@ class TransferVAE(nn.Module):
         backbone: Images to features; never trained.
         head: Features to the posterior.
         decoder: Latents to images.
+        feature_shape: (c, h', w') of the features of one image.
         latent_shape: Shape of one latent.
         image_size: (height, width) of its images.
         scaling: To latents of mean 0 and variance 1 and back, if `fit_scaling` has been called, else None.
@@ -107,6 +108,7 @@ class TransferVAE(nn.Module):
         self.decoder = decoder
         self.image_size = cast(ImageDecoder, decoder).image_size
         self.scaling = scaling
+        self.feature_shape = backbone.feature_shape(self.image_size)
         self.latent_shape = self._fitting_latent_shape()
 
     @property
@@ -128,9 +130,34 @@ class TransferVAE(nn.Module):
             InvalidImageError: If the tensor is no batch of RGB images in [0, 1].
             ImageSizeError: If the images have another size than the model's.
         """
-        posterior = self.encode(images)
-        latent = posterior.sample(generator=generator) if self.training else posterior.mode()
-        return VAEOutput(self.decode(latent), posterior, latent)
+        return self._decode_draw(self.encode(images), generator)
+
+    def forward_from_features(self, features: Features, *, generator: torch.Generator | None = None) -> VAEOutput:
+        """Do what `forward` does, from features that the backbone has given before; the backbone is not run.
+
+        Args:
+            features: `[b, c, h', w']`, floating point, as `backbone(images)` gives them.
+            generator: Source of randomness for the draw; the global one if None.
+
+        Returns:
+            Reconstruction, posterior and latent.
+
+        Raises:
+            ShapeError: If the features are not of the shape that the model's backbone gives.
+        """
+        return self._decode_draw(self.encode_features(features), generator)
+
+    def encode_features(self, features: Features) -> Posterior:
+        """Map features `[b, c, h', w']` that the backbone has given before to the posterior of the latents.
+
+        Raises:
+            ShapeError: If the features are not of the shape that the model's backbone gives.
+        """
+        if tuple(features.shape[1:]) != self.feature_shape:
+            expected = ", ".join(map(str, self.feature_shape))
+            raise ShapeError(f"Features must be [b, {expected}], got {list(features.shape)}.")
+        posterior: Posterior = self.head(features)
+        return posterior
 
     def encode(self, images: Tensor, *, scaled: bool = False) -> Posterior:
         """Map images to the posterior of their latents.
@@ -366,9 +393,13 @@ class TransferVAE(nn.Module):
         vae.load_trainable_state(tensors)
         return vae.eval()
 
+    def _decode_draw(self, posterior: Posterior, generator: torch.Generator | None) -> VAEOutput:
+        latent = posterior.sample(generator=generator) if self.training else posterior.mode()
+        return VAEOutput(self.decode(latent), posterior, latent)
+
     def _fitting_latent_shape(self) -> tuple[int, ...]:
         """The latents' shape, on which head, decoder and scaling must agree."""
-        features = self.backbone.feature_shape(self.image_size)
+        features = self.feature_shape
         try:
             latent_shape = tuple(cast(Head, self.head).latent_shape_for(features))
         except ShapeError as error:

@@ -10,7 +10,7 @@ COMMAND = [sys.executable, "-m", "transfervae"]
 
 TINY_OPTIONS = """
     --backbone timm:test_resnet --weights none --image-size 32 --latent-dim 8 --width 32 --faces 48 --batch-size 8
-    --workers 0 --accelerator cpu --devices 1
+    --workers 0 --accelerator cpu --devices 1 --precision 32-true --memory-format contiguous
 """
 TINY = tuple(TINY_OPTIONS.split())
 

@@ -13,7 +13,7 @@ def images(count: int, held_out: float, seed: int) -> RunImages:
 @given(count=st.integers(2, 60), held_out=st.floats(0.01, 0.99), seed=st.integers(0, 1000))
 def test_every_image_is_either_learned_from_or_held_out(count: int, held_out: float, seed: int) -> None:
     split = images(count, held_out, seed)
-    parts = (set(split.training.indices), set(split.held_out.indices))
+    parts = (set(split.training), set(split.held_out))
     assert not parts[0] & parts[1]
     assert parts[0] | parts[1] == set(range(count))
     assert all(parts)
@@ -21,7 +21,7 @@ def test_every_image_is_either_learned_from_or_held_out(count: int, held_out: fl
 
 
 def test_the_split_depends_on_the_seed_alone() -> None:
-    first, same, other = (images(50, 0.2, seed).held_out.indices for seed in (3, 3, 4))
+    first, same, other = (images(50, 0.2, seed).held_out for seed in (3, 3, 4))
     assert first == same != other
 
 

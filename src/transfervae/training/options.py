@@ -1,17 +1,27 @@
 """What a training run is: options that decide its result, and options of the engine that carries it out."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from transfervae.backbones.reading import Node, Reading
 from transfervae.decoders import DECODERS
 from transfervae.errors import InvalidOptionError, UnknownNameError
+from transfervae.execution import LAYOUTS
 from transfervae.heads import HEADS
 from transfervae.losses import resolve_reconstruction
 from transfervae.schedules import Schedule, constant, cyclic, linear_warmup
 from transfervae.shapes import check_positive, check_seed, parse_image_size
 
 SCHEDULES = ("constant", "linear", "cyclic")
+AUTO = "auto"
+OWN_PRECISIONS: Mapping[str, str | None] = MappingProxyType(
+    {AUTO: None, "32-true": "float32", "32": "float32", "bf16-mixed": "bfloat16", "bf16": "bfloat16"}
+)
+"""Engine's words for what the model's own autocast does; other precisions are left to the engine."""
+
+MEMORY_FORMATS = (AUTO, *LAYOUTS)
 
 
 @dataclass(frozen=True)
@@ -40,6 +50,7 @@ class TrainOptions:
         batch_size: Images a step and process.
         learning_rate: Of Adam at the start; it falls to 0 along a half cosine.
         held_out: Fraction of the images that is kept out of training, in (0, 1).
+        flips: Mirror every other training image, drawn anew in every epoch.
         faces: Number of toy faces, where there is no data.
         skip_bad: Leave unreadable files out.
         seed: Of the split, the weights, the order and the draws.
@@ -66,6 +77,7 @@ class TrainOptions:
     batch_size: int = 16
     learning_rate: float = 1e-3
     held_out: float = 0.1
+    flips: bool = False
     faces: int = 2000
     skip_bad: bool = False
     seed: int = 0
@@ -114,14 +126,19 @@ class TrainOptions:
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How the run is carried out; passed on to PyTorch Lightning's Trainer, whose words these are.
+    """How the run is carried out; where they are not said to be ours, the words are those of Lightning's Trainer.
 
     Attributes:
         accelerator: "auto", "cpu", "gpu", …
         devices: Number of devices a machine, or "auto".
         num_nodes: Number of machines.
         strategy: "auto", "ddp", …
-        precision: "32-true", "bf16-mixed", …
+        precision: "32-true", "bf16-mixed" (or "bf16"), …, or "auto" (ours): one of these two, whichever a short
+            measurement finds faster.
+        memory_format: "contiguous", "channels_last", or "auto" for what the measurement finds faster (ours).
+        compile: Run the model through `torch.compile` (ours).
+        cache: "auto" computes the backbone's features once and keeps them in the run's folder, "off" computes them in
+            every epoch; else the folder of a feature cache (ours).
         workers: Processes that read images; chosen by the number of cores if None.
     """
 
@@ -129,10 +146,17 @@ class EngineOptions:
     devices: int | str = "auto"
     num_nodes: int = 1
     strategy: str = "auto"
-    precision: str = "32-true"
+    precision: str = "auto"
+    memory_format: str = "auto"
+    compile: bool = False
+    cache: str = "auto"
     workers: int | None = None
 
     def __post_init__(self) -> None:
         check_positive(num_nodes=self.num_nodes)
+        if self.memory_format not in MEMORY_FORMATS:
+            raise UnknownNameError("memory format", self.memory_format, MEMORY_FORMATS)
+        if not self.cache:
+            raise InvalidOptionError("cache must be auto, off, or the folder of a feature cache; it is empty.")
         if self.workers is not None and self.workers < 0:
             raise InvalidOptionError(f"workers must be at least 0, got {self.workers}.")

@@ -4,12 +4,12 @@ import time
 from typing import Any, cast
 
 import pytorch_lightning as pl
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from typing_extensions import override
 
-from transfervae.training.module import VAEModule
+from transfervae.cache import CachedItem
+from transfervae.training.module import Batch, VAEModule
 from transfervae.training.run_folder import RunRecorder
 
 REFRESH_STEPS = 10
@@ -50,14 +50,19 @@ class ProgressDisplay(pl.Callback):
 
     @override
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: torch.Tensor, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         if not trainer.is_global_zero:
             return
         step = batch_idx + 1
         if step % REFRESH_STEPS and step != trainer.num_training_batches:
             return
-        speed = step * len(batch) * trainer.world_size / (time.monotonic() - self._began)
+        speed = (
+            step
+            * len(batch.image if isinstance(batch, CachedItem) else batch)
+            * trainer.world_size
+            / (time.monotonic() - self._began)
+        )
         terms = "  ".join(f"{name} {value:.4g}" for name, value in cast(VAEModule, pl_module).running_terms().items())
         self._progress.update(self._task, completed=step, figures=f"{speed:.0f} images/s  {terms}")
 

@@ -1,10 +1,7 @@
 """One training run from options to pictures."""
 
-import logging
 import math
 import os
-import signal
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -15,9 +12,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
@@ -25,18 +20,22 @@ from typing_extensions import override
 
 from transfervae.backbones import license_remark
 from transfervae.backbones.vgg import fetch_vgg19_weights
+from transfervae.cache import DTYPES, FeatureCache
 from transfervae.checkpoint import write_json
-from transfervae.errors import CheckpointError, InvalidOptionError, RunFolderError, WeightsUnavailableError
-from transfervae.evaluation import mean_image_rmse
+from transfervae.errors import CheckpointError, RunFolderError, UnknownNameError, WeightsUnavailableError
+from transfervae.evaluation import evaluate, mean_image_rmse
 from transfervae.heads import DeterministicHead
 from transfervae.model import TransferVAE, build_vae
 from transfervae.pictures import write_architecture, write_reconstructions, write_samples
+from transfervae.training.caching import OFF, build_cache, prepare_cache
 from transfervae.training.checkpoint_io import SafetensorsIO
-from transfervae.training.images import RunImages
+from transfervae.training.engine import is_first_process, make_trainer, quiet_engine, run_interruptibly
+from transfervae.training.images import RunImages, Transform
 from transfervae.training.module import VAEModule
-from transfervae.training.options import EngineOptions, TrainOptions
+from transfervae.training.options import AUTO, EngineOptions, TrainOptions
 from transfervae.training.progress import ProgressDisplay
 from transfervae.training.run_folder import MONITORED, RunFolder, RunRecorder
+from transfervae.training.settling import settle_execution
 
 EXAMPLES = 8
 MEAN_IMAGE_SAMPLE = 10_000
@@ -44,16 +43,6 @@ MEAN_IMAGE_SAMPLE = 10_000
 
 SCALING_SAMPLE = 512
 """So many training images, or a batch if that is more, give the scaling of latents that have no prior."""
-
-LIGHTNING_REMARKS = (
-    r".*does not have many workers.*",
-    r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
-    r".*Checkpoint directory .* exists and is not empty.*",
-    r".*Found \d+ module\(s\) in eval mode.*",
-    r".*recommended to use `self.log\('val/total', ..., sync_dist=True\)`.*",
-    r".*``compute`` method of metric .* was called before the ``update`` method.*",
-)
-"""Remarks of the engine on what is so by design; nothing a user could act on."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +52,9 @@ class TrainResult:
     Attributes:
         vae: The model of the best epoch, in evaluation mode, on the CPU (on other processes than the first: of the
             last epoch).
-        rows: One mapping of figures an epoch.
-        best: The row of the best epoch: the lowest held-out objective.
+        rows: One mapping of figures an epoch, in the run's precision.
+        best: The row of the best epoch, the lowest held-out objective; RMSE, KL and active units are those of the saved
+            model, computed once more from the images, in full precision.
         mean_image_rmse: Held-out RMSE of predicting the mean training image; NaN on processes other than the first.
     """
 
@@ -80,6 +70,7 @@ def train(
     *,
     engine: EngineOptions | None = None,
     resume: bool = False,
+    transform: Transform | None = None,
     console: Console | None = None,
 ) -> TrainResult:
     """Train a model and leave everything about it in a folder.
@@ -94,6 +85,9 @@ def train(
         out: The run's folder.
         engine: Devices, precision and so on; if None the defaults, or those that a resumed run began with.
         resume: Continue the run in `out`; `options` must be its own, but for more epochs.
+        transform: What training images `[3, h, w]`, uint8, pass through whenever they are read, such as random
+            transforms of torchvision; it leaves their shape. Features are not cached then. It is not recorded: give it
+            again to resume.
         console: Where to print; nothing is printed if None.
 
     Returns:
@@ -103,6 +97,8 @@ def train(
         RunFolderError: If `out` holds another run, or none to resume, or one with other options.
         ImageFileError: If images cannot be read.
         InvalidOptionError: If the engine cannot do what it is asked to.
+        CacheError: If the feature cache that the engine is to read is missing, incomplete or damaged.
+        CacheMismatchError: If it belongs to another backbone, size or data set.
         DivergedError: If the objective is no longer finite.
         FileWriteError: If a file cannot be written, for example because the disk is full.
     """
@@ -116,27 +112,90 @@ def train(
         folder.check_free()
     options = _settle_backbone(options, console)
     with _reading_display(console) as progress:
-        images = RunImages(options, workers=engine.workers, progress=progress)
+        verify = engine.cache in {AUTO, OFF}
+        images = RunImages(options, workers=engine.workers, transform=transform, verify=verify, progress=progress)
     torch.manual_seed(options.seed)
     vae = build(options)
     if isinstance(vae.head, DeterministicHead):
         vae.fit_scaling(islice(images.batches(images.training), max(1, SCALING_SAMPLE // options.batch_size)))
     recorder = RunRecorder(folder, images.examples(EXAMPLES), epochs=options.epochs)
-    with warnings.catch_warnings(), ExitStack() as held:
-        for remark in LIGHTNING_REMARKS:
-            warnings.filterwarnings("ignore", message=remark)
+    with ExitStack() as held:
+        held.enter_context(quiet_engine())
         trainer = _make_trainer(options, engine, folder, [recorder, ProgressDisplay(console, recorder)])
         images.check_ranks(trainer.world_size)
         if is_first_process():
             held.enter_context(folder.locked())
-            _claim(folder, options, engine, images, resume=resume)
+            _check_claim(folder, images, resume=resume)
             _describe(console, images, vae)
+        engine, execution = settle_execution(engine, vae, trainer, batch_size=options.batch_size, console=console)
+        if is_first_process():
+            _claim(folder, options, engine, images)
             write_architecture(folder.architecture, vae)
+        images.cache = prepare_cache(
+            engine, options, images, vae, folder, execution=execution, is_resumed=resume, console=console
+        )
         checkpoint = str(folder.last) if resume and folder.last.exists() else None
-        _fit(trainer, VAEModule(vae, options), images, checkpoint)
+        module = VAEModule(vae, options, execution=execution, compiled=engine.compile)
+        run_interruptibly(trainer, lambda: trainer.fit(module, datamodule=images, ckpt_path=checkpoint))
         if not is_first_process():
             return TrainResult(vae, recorder.rows, recorder.best, float("nan"))
-        return _conclude(vae, images, recorder, folder, options)
+        return _conclude(vae, images, recorder, folder, options, trainer.strategy.root_device)
+
+
+def cache_features(
+    options: TrainOptions,
+    out: str | os.PathLike[str],
+    *,
+    dtype: str = "float16",
+    engine: EngineOptions | None = None,
+    console: Console | None = None,
+) -> FeatureCache:
+    """Compute the features that runs with these images, size and backbone need; `EngineOptions.cache` names them then.
+
+    A build that was killed goes on where it stopped. Each process writes shards of its own.
+
+    Args:
+        options: Images, size, backbone, flips and batch size; the others make no difference.
+        out: The cache's folder.
+        dtype: "float16" or "bfloat16".
+        engine: Devices, precision and so on.
+        console: Where to print; nothing is printed if None.
+
+    Returns:
+        The cache.
+
+    Raises:
+        ImageFileError: If images cannot be read.
+        UnknownNameError: For another `dtype`.
+        CacheMismatchError: If the folder holds a cache of other features, or the images have changed.
+        CacheError: If the folder holds something else, or another process is building in it.
+        FeatureValueError: If features are not finite; the image is named.
+        FileWriteError: If the disk is too small or full; what was written before is kept.
+    """
+    if dtype not in DTYPES:
+        raise UnknownNameError("type to store features in", dtype, DTYPES)
+    console, engine = console or Console(quiet=True), engine or EngineOptions()
+    options = _settle_backbone(options, console)
+    with _reading_display(console) as progress:
+        images = RunImages(options, workers=engine.workers, progress=progress)
+    vae = build(options)
+    with quiet_engine():
+        trainer = make_trainer(engine, [])
+        if is_first_process():
+            _describe_backbone(console, images, vae)
+        engine, way = settle_execution(engine, vae, trainer, batch_size=options.batch_size, console=console)
+    return build_cache(
+        vae.backbone,
+        images.dataset,
+        out,
+        dtype=dtype,
+        flips=options.flips,
+        batch_size=options.batch_size,
+        execution=way,
+        engine=engine,
+        workers=images.workers,
+        console=console,
+    )
 
 
 def build(options: TrainOptions) -> TransferVAE:
@@ -207,11 +266,6 @@ def resumed_options(out: str | os.PathLike[str], changes: Mapping[str, Any]) -> 
     return replace(before, **changes)
 
 
-def is_first_process() -> bool:
-    """Whether this process is the one that prints and writes, of those that train together."""
-    return int(getattr(rank_zero_only, "rank", 0)) == 0
-
-
 class _RunCheckpoint(ModelCheckpoint):
     """Keeps track of the best epoch also in a run whose folder was moved."""
 
@@ -232,46 +286,18 @@ def _make_trainer(
         enable_version_counter=False,
     )
     checkpoint.FILE_EXTENSION = ".safetensors"
-    for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    try:
-        return pl.Trainer(
-            accelerator=engine.accelerator,
-            devices=engine.devices,
-            num_nodes=engine.num_nodes,
-            strategy=engine.strategy,
-            precision=engine.precision,  # type: ignore[arg-type]
-            max_epochs=options.epochs,
-            logger=False,
-            callbacks=[*callbacks, checkpoint],
-            plugins=[SafetensorsIO()],
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-            num_sanity_val_steps=0,
-        )
-    except (ValueError, RuntimeError, TypeError, MisconfigurationException) as error:
-        raise InvalidOptionError(f"The engine refuses these options: {' '.join(str(error).split())}") from error
+    return make_trainer(engine, [*callbacks, checkpoint], max_epochs=options.epochs, plugins=[SafetensorsIO()])
 
 
-def _fit(trainer: pl.Trainer, module: VAEModule, images: RunImages, checkpoint: str | None) -> None:
-    """Fit, and let an interruption by the user through as what it is."""
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        trainer.fit(module, datamodule=images, ckpt_path=checkpoint)
-    except SystemExit:
-        if not trainer.interrupted:
-            raise
-        signal.signal(signal.SIGINT, handler)
-        raise KeyboardInterrupt from None
-
-
-def _claim(folder: RunFolder, options: TrainOptions, engine: EngineOptions, images: RunImages, *, resume: bool) -> None:
+def _check_claim(folder: RunFolder, images: RunImages, *, resume: bool) -> None:
     if resume and folder.read_config().get("images") != images.identity:
         raise RunFolderError(f"The images are not those that the run in {str(folder.root)!r} began with.")
     if not resume:
         folder.check_free()
     folder.clean()
+
+
+def _claim(folder: RunFolder, options: TrainOptions, engine: EngineOptions, images: RunImages) -> None:
     config = {
         "options": asdict(options),
         "engine": asdict(engine),
@@ -298,24 +324,33 @@ def _check_same(options: TrainOptions, folder: RunFolder) -> None:
 
 
 def _conclude(
-    vae: TransferVAE, images: RunImages, recorder: RunRecorder, folder: RunFolder, options: TrainOptions
+    vae: TransferVAE,
+    images: RunImages,
+    recorder: RunRecorder,
+    folder: RunFolder,
+    options: TrainOptions,
+    device: torch.device,
 ) -> TrainResult:
+    """Pictures and figures of the model as it was saved: from images, in full precision."""
+    images.cache = None
     best = TransferVAE.from_pretrained(folder.model, backbone=vae.backbone.cpu())
-    write_reconstructions(folder.reconstructions, best, images.examples(EXAMPLES))
+    figures = evaluate(best.to(device), images.batches(images.held_out))
+    write_reconstructions(folder.reconstructions, best.cpu(), images.examples(EXAMPLES))
     write_samples(folder.samples, best, seed=options.seed)
     batches = max(1, MEAN_IMAGE_SAMPLE // options.batch_size)
     baseline = mean_image_rmse(islice(images.batches(images.training), batches), images.batches(images.held_out))
-    figures = {
-        "epoch": recorder.best["epoch"],
-        "rmse": recorder.best["val/rmse"],
+    row = {**recorder.best, **{f"val/{name}": value for name, value in figures.items()}}
+    result = {
+        "epoch": row["epoch"],
+        "rmse": row["val/rmse"],
         "mean_image_rmse": baseline,
-        "kl": recorder.best["val/kl"],
-        "active_units": recorder.best["val/active_units"],
+        "kl": row["val/kl"],
+        "active_units": row["val/active_units"],
         "latent_size": math.prod(best.latent_shape),
-        "images_per_second": recorder.best["images_per_second"],
+        "images_per_second": row["images_per_second"],
     }
-    write_json(folder.result, figures)
-    return TrainResult(best, recorder.rows, recorder.best, baseline)
+    write_json(folder.result, result)
+    return TrainResult(best, recorder.rows, row, baseline)
 
 
 def _settle_backbone(options: TrainOptions, console: Console) -> TrainOptions:
@@ -340,11 +375,14 @@ def _reading_display(console: Console) -> Iterator[Callable[[int, int], None]]:
 
 
 def _describe(console: Console, images: RunImages, vae: TransferVAE) -> None:
-    bad = images.bad
-    for reason in bad.values():
-        console.print(f"[yellow]skipped:[/] {escape(reason)}", soft_wrap=True, highlight=False)
-    skipped = f" ({len(bad)} unreadable files skipped)" if bad else ""
+    skipped = f" ({len(images.bad)} unreadable files skipped)" if images.bad else ""
     console.print(f"{len(images.training)} images to train on, {len(images.held_out)} held out{skipped}")
+    _describe_backbone(console, images, vae)
+
+
+def _describe_backbone(console: Console, images: RunImages, vae: TransferVAE) -> None:
+    for reason in images.bad.values():
+        console.print(f"[yellow]skipped:[/] {escape(reason)}", soft_wrap=True, highlight=False)
     source = vae.backbone.source
     console.print(f"backbone {source.name} at {source.place}, licence of its weights: {_name_license(source.license)}")
     if source.weights is None:

@@ -3,17 +3,15 @@
 import csv
 import io
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, cast
 
 import pytorch_lightning as pl
-from filelock import FileLock, Timeout
 from typing_extensions import override
 
-from transfervae.checkpoint import CONFIG_FILE, read_json, write_atomically
-from transfervae.errors import FileWriteError, RunFolderError
+from transfervae.checkpoint import CONFIG_FILE, held, read_json, write_atomically
+from transfervae.errors import RunFolderError
 from transfervae.model import TransferVAE
 from transfervae.pictures import write_history, write_reconstructions
 from transfervae.shapes import Images
@@ -36,6 +34,7 @@ class RunFolder:
         self.config = root / CONFIG_FILE
         self.model = root / "model"
         self.checkpoints = root / "checkpoints"
+        self.features = root / "features"
         self.last = self.checkpoints / "last.safetensors"
         self.result = root / "result.json"
         self.metrics = root / "metrics.csv"
@@ -44,26 +43,14 @@ class RunFolder:
         self.samples = root / "samples.png"
         self.architecture = root / "architecture.png"
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> AbstractContextManager[None]:
         """Hold the folder against other trainings; the hold ends with the process, however it ends.
 
         Raises:
             RunFolderError: If another training holds it.
             FileWriteError: If the folder cannot be made.
         """
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.root / ".lock", blocking=False)
-            lock.acquire()
-        except Timeout:
-            raise RunFolderError(f"Another training is writing to {str(self.root)!r}.") from None
-        except OSError as error:
-            raise FileWriteError(f"{str(self.root)!r} cannot be written to: {error.strerror or error}.") from error
-        try:
-            yield
-        finally:
-            lock.release()
+        return held(self.root, RunFolderError(f"Another training is writing to {str(self.root)!r}."))
 
     def check_free(self) -> None:
         """Make sure that the folder holds no run that got past its first epoch.
@@ -145,7 +132,7 @@ class RunRecorder(pl.Callback):
         module = cast(VAEModule, pl_module)
         figures = module.epoch_figures()
         module.log(MONITORED, figures[MONITORED], rank_zero_only=False, sync_dist=False)
-        images = len(trainer.train_dataloader.dataset)  # type: ignore[union-attr]
+        images = len(trainer.train_dataloader.sampler) * trainer.world_size  # type: ignore[union-attr]
         row: dict[str, float] = {"epoch": trainer.current_epoch + 1, "beta": module.beta, **figures}
         row["weighted_kl"] = figures["train/total"] - figures["train/reconstruction"]
         row["images_per_second"] = images / max(self._seconds, 1e-9)

@@ -1,0 +1,488 @@
+"""Writing a feature cache: the shards that are missing, whole or not at all, by one process or several."""
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from transfervae.backbones import FrozenBackbone
+from transfervae.cache.manifest import (
+    DTYPES,
+    MANIFEST_FILE,
+    Manifest,
+    choose_rows,
+    preprocessing_of,
+    row_bytes,
+)
+from transfervae.cache.shards import KINDS, read_items, read_summary, shard_file, stored_dtype, to_array, write_shard
+from transfervae.checkpoint import LOCK_FILE, held
+from transfervae.data import ItemRecord
+from transfervae.errors import (
+    CacheError,
+    FeatureValueError,
+    FileWriteError,
+    InvalidOptionError,
+    UnknownNameError,
+)
+from transfervae.shapes import Features, Images, Pixels, check_positive, unit_images
+
+PROBES = 8
+"""So many items are read `READINGS` times, fewer items more often, to see whether they are always the same."""
+
+READINGS = 3
+SPARE_BYTES = 2**24
+"""What is left free on the disk beside the cache itself."""
+
+
+@runtime_checkable
+class CacheableData(Protocol):
+    """What a data set needs to be cached: its items never change. `ImageFolder` and `ToyFaces` are such.
+
+    Items are `[3, h, w]`, uint8, or floating point in [0, 1], which is rounded to 8 bits.
+    """
+
+    def __len__(self) -> int:
+        """Number of images."""
+
+    def __getitem__(self, index: int, /) -> Tensor:
+        """One image."""
+
+
+class Disk(NamedTuple):
+    """Bytes that a cache still needs, and that are free where it is to be."""
+
+    needed: int
+    free: int
+
+
+class RowPixels(NamedTuple):
+    """Images and their rows in the cache.
+
+    Attributes:
+        rows: `[b]`, int64.
+        pixels: `[b, 3, h, w]`, uint8.
+    """
+
+    rows: Tensor
+    pixels: Tensor
+
+
+class _Batch(NamedTuple):
+    rows: Sequence[int]
+    pixels: Tensor
+    features: Tensor
+    copied: torch.cuda.Event | None
+
+
+class CacheBuilder:
+    """Computes and stores what a cache lacks; `FeatureCache.build` and `transfervae cache` drive it.
+
+    Batches lie within shards and depend on the data set's order alone, so that a build that was killed and continued
+    gives the same files as one that was not. Shard i belongs to process i modulo their number.
+
+    Attributes:
+        folder: The cache's folder.
+        manifest: What is being built.
+    """
+
+    def __init__(
+        self,
+        backbone: FrozenBackbone,
+        dataset: CacheableData,
+        folder: Path,
+        *,
+        dtype: torch.dtype = torch.float16,
+        flips: bool = False,
+        batch_size: int = 16,
+        autocast: torch.dtype | None = None,
+        ranks: int = 1,
+    ) -> None:
+        """Plan a build, or the rest of one.
+
+        Args:
+            backbone: Whose features are stored; on the device that they are to be computed on.
+            dataset: Images that are the same whenever they are read.
+            folder: The cache's folder; it may hold a part of this very cache.
+            dtype: torch.float16 or torch.bfloat16.
+            flips: Store the features of mirrored images too.
+            batch_size: Images that the backbone gets at once.
+            autocast: Precision that the backbone runs in; its own if None.
+            ranks: Number of processes that share the work.
+
+        Raises:
+            InvalidOptionError: If the data set's items are random, or the options cannot work.
+            CacheError: If the folder holds something else.
+            CacheMismatchError: If it holds a cache of other features.
+        """
+        check_positive(batch_size=batch_size, ranks=ranks)
+        self.folder = folder
+        self._backbone = backbone
+        self._dataset = dataset
+        self._batch_size = batch_size
+        self._autocast = autocast
+        self._ranks = ranks
+        self._check_folder()
+        self.manifest = self._plan(dtype, flips=flips)
+        self._arrays: dict[str, NDArray[Any]] = {}
+        self._copying: _Batch | None = None
+        self._writing: Future[None] | None = None
+        self._writer = ThreadPoolExecutor(1)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing is left to do."""
+        return Manifest.is_whole(self.folder) and not self._missing()
+
+    @property
+    def disk(self) -> Disk:
+        """Bytes that are still to be written, and that are free."""
+        rows = sum(len(self.manifest.shard_rows(shard)) for shard in self._missing())
+        existing = next(path for path in (self.folder.absolute(), *self.folder.absolute().parents) if path.exists())
+        return Disk(rows * self.manifest.row_bytes, shutil.disk_usage(existing).free)
+
+    def check_disk(self) -> None:
+        """Make sure that what is missing will fit.
+
+        Raises:
+            FileWriteError: If it will not.
+        """
+        needed, free = self.disk
+        if needed and needed + SPARE_BYTES > free:
+            raise FileWriteError(
+                f"The features need {in_words(needed)} in {str(self.folder)!r}, where {in_words(free)} are free; choose"
+                " a folder on another disk, or a deeper node, whose features are smaller."
+            )
+
+    def holding(self) -> AbstractContextManager[None]:
+        """Hold the folder against other builds, and say in it what is being built; one process of a build does so.
+
+        Raises:
+            CacheError: If another build holds it.
+            FileWriteError: If the folder cannot be written to.
+        """
+        return self._holding()
+
+    def batches(self, rank: int = 0) -> list[list[int]]:
+        """Rows that a process is to compute, in batches, in the order to compute them in."""
+        shards = [shard for shard in self._missing() if shard % self._ranks == rank]
+        spans = [self.manifest.shard_rows(shard) for shard in shards]
+        return [list(span[i : i + self._batch_size]) for span in spans for i in range(0, len(span), self._batch_size)]
+
+    @torch.no_grad()
+    def compute(self, pixels: Pixels) -> Tensor:
+        """Features of images, as they are stored: `[b, (2,) c, h', w']`, on the images' device.
+
+        Args:
+            pixels: `[b, 3, h, w]`, uint8, on the backbone's device.
+        """
+        images = unit_images(pixels)
+        straight = self._features(images)
+        if not self.manifest.flips:
+            return straight
+        return torch.stack([straight, self._features(images.flip(-1))], dim=1)
+
+    def add(self, rows: Sequence[int], pixels: Pixels, features: Tensor) -> None:
+        """Take one of `batches` and its features; a full shard is written in the background.
+
+        Args:
+            rows: The batch's rows.
+            pixels: Its images, `[b, 3, h, w]`, uint8.
+            features: What `compute` gave.
+
+        Raises:
+            FeatureValueError: If features are not finite; the image is named.
+            FileWriteError: If an earlier shard could not be written, for example because the disk is full.
+        """
+        waiting, self._copying = self._copying, None  # after an error nothing is left to fill a shard with
+        copying = _start_copy(rows, pixels, features)
+        if waiting is not None:
+            self._fill(waiting)
+        self._copying = copying
+
+    def close(self) -> None:
+        """Wait until all that was added is written.
+
+        Raises:
+            FeatureValueError: If features are not finite; the image is named.
+            FileWriteError: If a shard could not be written.
+        """
+        waiting, self._copying = self._copying, None
+        try:
+            if waiting is not None:
+                self._fill(waiting)
+            self._wait()
+        finally:
+            self._writer.shutdown(cancel_futures=True)
+
+    def finish(self) -> None:
+        """Merge what all processes have written into the manifest; one of them does so, after all are closed.
+
+        Raises:
+            CacheError: If shards are still missing.
+            FileWriteError: If the manifest cannot be written.
+        """
+        summaries = [read_summary(self.folder, shard) for shard in range(self.manifest.count)]
+        missing = [shard for shard, summary in enumerate(summaries) if summary is None]
+        if missing:
+            raise CacheError(f"{len(missing)} of {len(summaries)} shards are missing in {str(self.folder)!r}.")
+        shards = [{kind: summary[kind] for kind in KINDS} for summary in summaries if summary is not None]
+        replace(self.manifest, shards=shards).write(self.folder)
+
+    @contextmanager
+    def _holding(self) -> Iterator[None]:
+        with held(self.folder, CacheError(f"Another process is building the feature cache in {str(self.folder)!r}.")):
+            for leftover in self.folder.glob(".*.tmp"):
+                leftover.unlink(missing_ok=True)
+            self.manifest.write(self.folder)
+            yield
+
+    def _check_folder(self) -> None:
+        if self.folder.exists() and not self.folder.is_dir():
+            raise CacheError(f"{str(self.folder)!r} is a file, not a folder.")
+        if not (self.folder / MANIFEST_FILE).exists() and self.folder.exists():
+            others = sorted(path.name for path in self.folder.iterdir() if path.name != LOCK_FILE)
+            if others:
+                raise CacheError(
+                    f"{str(self.folder)!r} holds other files ({', '.join(others[:3])}); choose a folder of its own."
+                )
+
+    def _plan(self, dtype: torch.dtype, *, flips: bool) -> Manifest:
+        sizes = _check_repeatable(self._dataset)
+        features = self._backbone.feature_shape(sizes)
+        rows = len(self._dataset)
+        manifest = Manifest(
+            backbone=self._backbone.config,
+            preprocessing=preprocessing_of(self._backbone),
+            image_size=sizes,
+            feature_shape=features,
+            dtype=_name_dtype(dtype),
+            flips=flips,
+            data=identify_data(self._dataset),
+            rows=rows,
+            rows_per_shard=choose_rows(row_bytes(sizes, features, flips=flips), rows, self._ranks),
+            computed_in=str(self._autocast or self._backbone.mean.dtype).removeprefix("torch."),
+        )
+        if not (self.folder / MANIFEST_FILE).exists():
+            return manifest
+        begun = Manifest.read(self.folder)
+        begun.check_same(manifest, self.folder)
+        check_items(begun, self._dataset, self.folder)
+        return replace(manifest, rows_per_shard=begun.rows_per_shard)
+
+    def _missing(self) -> list[int]:
+        return [shard for shard in range(self.manifest.count) if read_summary(self.folder, shard) is None]
+
+    def _features(self, images: Images) -> Features:
+        with torch.autocast(images.device.type, dtype=self._autocast, enabled=self._autocast is not None):
+            features: Tensor = self._backbone(images)
+        return features.to(self.manifest.torch_dtype)
+
+    def _fill(self, batch: _Batch) -> None:
+        if batch.copied is not None:
+            batch.copied.synchronize()
+        self._check_finite(batch)
+        span = self.manifest.shard_rows(batch.rows[0] // self.manifest.rows_per_shard)
+        if batch.rows[0] == span.start:
+            self._arrays = {
+                kind: np.empty((len(span), *shape), stored_dtype(self.manifest, kind))
+                for kind, shape in self.manifest.row_shapes.items()
+            }
+        place = slice(batch.rows[0] - span.start, batch.rows[-1] + 1 - span.start)
+        self._arrays["features"][place] = to_array(batch.features)
+        self._arrays["images"][place] = batch.pixels.numpy()
+        if batch.rows[-1] == span[-1]:
+            self._wait()
+            self._writing = self._writer.submit(self._write, span, self._arrays)
+
+    def _write(self, span: range, arrays: Mapping[str, NDArray[Any]]) -> None:
+        items = [tuple(describe_item(self._dataset, row)) for row in span]
+        write_shard(self.folder, span.start // self.manifest.rows_per_shard, arrays, items)
+
+    def _wait(self) -> None:
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def _check_finite(self, batch: _Batch) -> None:
+        fine = batch.features.isfinite().flatten(1).all(dim=1)
+        if fine.all():
+            return
+        name = describe_item(self._dataset, batch.rows[int(fine.int().argmin())]).name
+        advice = ", or beyond the 65504 that float16 reaches; try bfloat16" if self.manifest.dtype == "float16" else ""
+        raise FeatureValueError(f"The features of {name!r} are not finite{advice}.")
+
+
+def compute_all(
+    builder: CacheBuilder,
+    dataset: CacheableData,
+    device: torch.device,
+    *,
+    workers: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Compute and store all that a cache lacks, in this process.
+
+    Args:
+        builder: The plan.
+        dataset: The images.
+        device: The backbone's.
+        workers: Processes that read images.
+        progress: Called with (images done, images to do).
+
+    Raises:
+        FeatureValueError: If features are not finite; the image is named.
+        FileWriteError: If a shard cannot be written.
+    """
+    batches = builder.batches()
+    total, done = sum(map(len, batches)), 0
+    try:
+        for rows, pixels in pixel_loader(dataset, batches, workers=workers):
+            builder.add(rows.tolist(), pixels, builder.compute(pixels.to(device, non_blocking=True)))
+            done += len(rows)
+            if progress is not None:
+                progress(done, total)
+    finally:
+        builder.close()
+
+
+def pixel_loader(
+    dataset: CacheableData, batches: Sequence[Sequence[int]], *, workers: int = 0
+) -> DataLoader[RowPixels]:
+    """Images of given rows in given batches, with their rows."""
+    return DataLoader(
+        _PixelBatches(dataset, batches), batch_size=None, num_workers=workers, pin_memory=torch.cuda.is_available()
+    )
+
+
+def identify_data(dataset: CacheableData) -> dict[str, Any]:
+    """What a data set says of itself; kind and length for one that says nothing."""
+    identity: dict[str, Any] | None = getattr(dataset, "identity", None)
+    return {"kind": type(dataset).__name__} if identity is None else dict(identity)
+
+
+def describe_item(dataset: CacheableData, row: int) -> ItemRecord:
+    """Name, size and time of change of an item's file; the number alone for a data set that has no files."""
+    describe: Callable[[int], ItemRecord] | None = getattr(dataset, "describe_item", None)
+    return ItemRecord(f"item {row}", 0, 0) if describe is None else describe(row)
+
+
+def check_items(manifest: Manifest, dataset: CacheableData, folder: Path, *, is_whole: bool = False) -> None:
+    """Make sure that the items of a data set are those that the shards in a folder were made of.
+
+    Args:
+        manifest: Of the cache in the folder.
+        dataset: The images.
+        folder: The cache's folder.
+        is_whole: Every shard must have its list; else those without one are yet to be built.
+
+    Raises:
+        CacheMismatchError: If files are other ones or have changed; the first is named.
+        CacheError: If a shard's list is missing or cannot be read.
+    """
+    for shard in range(manifest.count):
+        items = read_items(folder, manifest, shard)
+        if items is None and is_whole:
+            path = shard_file(folder, shard, "items")
+            raise CacheError(f"{str(path)!r} is missing; run the command that built the cache again.")
+        for row, before in zip(manifest.shard_rows(shard), items or (), strict=items is not None):
+            now = describe_item(dataset, row)
+            if before != now:
+                manifest.refuse([_describe_change(before, now)], folder)
+
+
+def delete_cache(folder: Path) -> None:
+    """Delete a cache, whole or not; files that are none of it stay."""
+    for pattern in (MANIFEST_FILE, *(f"{'[0-9]' * 5}*.{suffix}" for suffix in ("npy", "json"))):
+        for path in folder.glob(pattern):
+            path.unlink(missing_ok=True)
+
+
+def in_words(count: int) -> str:
+    """A number of bytes for people."""
+    for unit, size in (("GB", 10**9), ("MB", 10**6)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count / 1000:.1f} kB"
+
+
+class _PixelBatches(Dataset[RowPixels]):
+    """Whole batches as items: the engine does not take an order of batches as it is."""
+
+    def __init__(self, dataset: CacheableData, batches: Sequence[Sequence[int]]) -> None:
+        self._dataset = dataset
+        self._batches = batches
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __getitem__(self, index: int) -> RowPixels:
+        rows = self._batches[index]
+        return RowPixels(torch.tensor(rows), torch.stack([as_pixels(self._dataset[row]) for row in rows]))
+
+
+def as_pixels(item: object) -> Tensor:
+    """An image `[3, h, w]` in 8 bits; floating point ones in [0, 1] are rounded.
+
+    Raises:
+        InvalidOptionError: If the item is no image.
+    """
+    if not isinstance(item, Tensor) or item.ndim != 3 or item.shape[0] != 3:
+        given = list(item.shape) if isinstance(item, Tensor) else type(item).__name__
+        raise InvalidOptionError(f"Items must be images [3, h, w] to be cached, got {given}.")
+    if item.dtype == torch.uint8:
+        return item
+    return (item * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def _start_copy(rows: Sequence[int], pixels: Tensor, features: Tensor) -> _Batch:
+    """Copy to the host while the device goes on with the next batch."""
+    if features.device.type != "cuda":
+        return _Batch(rows, pixels.cpu(), features.cpu(), None)
+    copies = [torch.empty(part.shape, dtype=part.dtype, pin_memory=True) for part in (pixels, features)]
+    for copy, part in zip(copies, (pixels, features), strict=True):
+        copy.copy_(part, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record()
+    return _Batch(rows, copies[0], copies[1], copied)
+
+
+def _check_repeatable(dataset: CacheableData) -> tuple[int, int]:
+    """The size of a data set's images, which must be the same whenever they are read."""
+    count = len(dataset)
+    if not count:
+        raise InvalidOptionError("There are no images to cache.")
+    probes = sorted({i * (count - 1) // max(1, PROBES - 1) for i in range(PROBES)})
+    first = [as_pixels(dataset[i]) for i in probes]
+    if len({tuple(pixels.shape) for pixels in first}) > 1:
+        raise InvalidOptionError("Images must all have one size to be cached; the data set gives several.")
+    for _ in range(PROBES * READINGS // len(probes) - 1):
+        if any(not torch.equal(pixels, as_pixels(dataset[i])) for i, pixels in zip(probes, first, strict=True)):
+            raise InvalidOptionError(
+                "The images differ from one reading to the next: the data set transforms them at random, and a cache"
+                " would freeze one draw. Leave the random transforms out; mirrored images can be cached with flips."
+            )
+    height, width = first[0].shape[-2:]
+    return height, width
+
+
+def _name_dtype(dtype: torch.dtype) -> str:
+    names = {value: name for name, value in DTYPES.items()}
+    if dtype not in names:
+        raise UnknownNameError("type to store features in", str(dtype).removeprefix("torch."), DTYPES)
+    return names[dtype]
+
+
+def _describe_change(before: ItemRecord, now: ItemRecord) -> str:
+    if before.name != now.name:
+        return f"the data set has {now.name!r} where {before.name!r} was"
+    changed = "its time of change" if before.size == now.size else f"{before.size} bytes then, {now.size} now"
+    return f"{now.name!r} has changed since ({changed})"

@@ -1,0 +1,154 @@
+"""In which precision and memory layout a model runs fastest where it is: found by a short measurement."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import product
+from types import MappingProxyType
+from typing import NamedTuple
+
+import torch
+
+from transfervae.losses import elbo
+from transfervae.model import TransferVAE
+from transfervae.shapes import check_positive
+
+PRECISIONS: Mapping[str, torch.dtype | None] = MappingProxyType({"bfloat16": torch.bfloat16, "float32": None})
+"""What convolutions and matrix products are computed in; the faster one is tried first."""
+
+LAYOUTS = ("channels_last", "contiguous")
+PLAIN = ("float32", "contiguous")
+WORTH_IT = 1.2
+"""So much faster another way must be than float32 and contiguous memory: what is plain stays where it makes little
+difference."""
+
+BATCH = 8
+RUNS = 2
+HOPELESS = 3.0
+"""A way that takes so many times as long as the fastest is not measured to the end."""
+
+
+class Execution(NamedTuple):
+    """How a model is run.
+
+    Attributes:
+        precision: "float32", or "bfloat16" for convolutions and matrix products; parameters stay as they are, and head,
+            KL and losses are computed in float32.
+        layout: "contiguous" or "channels_last".
+    """
+
+    precision: str = "float32"
+    layout: str = "contiguous"
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """What autocast is told; None for none."""
+        return PRECISIONS[self.precision]
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """Of images and of the weights of convolutions."""
+        return torch.channels_last if self.layout == "channels_last" else torch.contiguous_format
+
+    def autocast(self, device: torch.device) -> AbstractContextManager[object]:
+        """The context to run a model in."""
+        return nullcontext() if self.dtype is None else torch.autocast(device.type, dtype=self.dtype)
+
+
+class Trial(NamedTuple):
+    """One way to run a model, and how fast it was.
+
+    Attributes:
+        execution: The way.
+        images_per_second: Of forward pass, objective and backward pass; of the fastest run.
+    """
+
+    execution: Execution
+    images_per_second: float
+
+
+def choose_execution(trials: Sequence[Trial]) -> Execution:
+    """The fastest of several ways; float32 in contiguous memory if nothing is faster by `WORTH_IT`.
+
+    Args:
+        trials: From `measure_executions`, at least one.
+    """
+    fastest = max(trials, key=lambda trial: trial.images_per_second)
+    for trial in trials:
+        if trial.execution == PLAIN and trial.images_per_second * WORTH_IT > fastest.images_per_second:
+            return trial.execution
+    return fastest.execution
+
+
+def measure_executions(
+    vae: TransferVAE,
+    *,
+    batch_size: int = BATCH,
+    precisions: Sequence[str] = tuple(PRECISIONS),
+    layouts: Sequence[str] = LAYOUTS,
+) -> list[Trial]:
+    """Time a training step, without the optimiser, in several precisions and layouts.
+
+    The model is left as it was: parameters, gradients, mode, and the global random state.
+
+    Args:
+        vae: The model, where it is to run.
+        batch_size: Images a step; at most `BATCH` are used.
+        precisions: Names from `PRECISIONS`.
+        layouts: Names from `LAYOUTS`.
+
+    Returns:
+        One trial for each way; a way that is hopelessly slow has the speed of its first run.
+
+    Raises:
+        InvalidOptionError: If `batch_size` is below 1.
+    """
+    check_positive(batch_size=batch_size)
+    images = torch.rand(min(batch_size, BATCH), 3, *vae.image_size, generator=torch.Generator().manual_seed(0)).to(
+        vae.device
+    )
+    trials: list[Trial] = []
+    with _restoring(vae):
+        for precision, layout in product(precisions, layouts):
+            way = Execution(precision, layout)
+            fastest = max((trial.images_per_second for trial in trials), default=0.0)
+            trials.append(Trial(way, _time(vae, images, way, fastest)))
+    return trials
+
+
+def _time(vae: TransferVAE, images: torch.Tensor, way: Execution, fastest: float) -> float:
+    vae.to(memory_format=way.memory_format)
+    images = images.contiguous(memory_format=way.memory_format)
+    speed = _step(vae, images, way)
+    if speed * HOPELESS > fastest:
+        speed = max(_step(vae, images, way) for _ in range(RUNS))
+    return speed
+
+
+def _step(vae: TransferVAE, images: torch.Tensor, way: Execution) -> float:
+    began = time.perf_counter()
+    with way.autocast(images.device):
+        loss = elbo(vae(images), images).total
+    loss.backward()
+    if images.device.type != "cpu":
+        torch.accelerator.synchronize(images.device)
+    vae.zero_grad(set_to_none=True)
+    return len(images) / (time.perf_counter() - began)
+
+
+@contextmanager
+def _restoring(vae: TransferVAE) -> Iterator[None]:
+    """Leave a model's mode, gradients and layout, and the random state, as they were."""
+    was_training = vae.training
+    gradients = {name: parameter.grad for name, parameter in vae.named_parameters()}
+    devices = [vae.device] if vae.device.type == "cuda" else []
+    vae.zero_grad(set_to_none=True)  # else the backward pass would add to those that are to be kept
+    with torch.random.fork_rng(devices), torch.enable_grad():
+        vae.train()
+        try:
+            yield
+        finally:
+            vae.train(was_training)
+            vae.to(memory_format=torch.contiguous_format)
+            for name, parameter in vae.named_parameters():
+                parameter.grad = gradients[name]

@@ -1,0 +1,277 @@
+"""The feature cache of a run, and building one under the engine's own `predict`."""
+
+import os
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.utils.data import DataLoader
+from typing_extensions import override
+
+from transfervae.backbones import FrozenBackbone
+from transfervae.cache import DTYPES, CacheBuilder, FeatureCache, Manifest
+from transfervae.cache.builder import CacheableData, RowPixels, delete_cache, in_words, pixel_loader
+from transfervae.cache.manifest import MANIFEST_FILE
+from transfervae.errors import CacheError, CacheMismatchError, FeatureValueError, FileWriteError, InvalidOptionError
+from transfervae.execution import PRECISIONS, Execution
+from transfervae.model import TransferVAE
+from transfervae.training.engine import is_first_process, make_trainer, quiet_engine, run_interruptibly
+from transfervae.training.images import RunImages
+from transfervae.training.options import AUTO, EngineOptions, TrainOptions
+from transfervae.training.run_folder import RunFolder
+
+OFF = "off"
+
+
+def prepare_cache(
+    engine: EngineOptions,
+    options: TrainOptions,
+    images: RunImages,
+    vae: TransferVAE,
+    folder: RunFolder,
+    *,
+    execution: Execution,
+    is_resumed: bool,
+    console: Console,
+) -> FeatureCache | None:
+    """Open the cache that a run reads, or build the run's own; None if features are to be computed in every epoch.
+
+    What an earlier run that got nowhere has left in the run's folder, of other features, is deleted.
+
+    Raises:
+        CacheError: If a cache was named that is missing, incomplete or damaged.
+        CacheMismatchError: If it belongs to another backbone, size or data set.
+        InvalidOptionError: If a cache was named, and the run's images are transformed.
+    """
+    if engine.cache == OFF:
+        return None
+    if engine.cache != AUTO:
+        return _open_named(Path(engine.cache), options, images, vae)
+    reason = _reason_against(options, images)
+    build = partial(
+        build_cache,
+        vae.backbone,
+        images.dataset,
+        folder.features,
+        flips=options.flips,
+        batch_size=options.batch_size,
+        execution=execution,
+        engine=engine,
+        workers=images.workers,
+        console=console,
+    )
+    if reason is None:
+        try:
+            return build() if is_resumed else _replacing(build, folder.features)
+        except (FeatureValueError, FileWriteError) as error:
+            reason = str(error)
+    if is_first_process():
+        console.print(f"features are computed in every epoch: {escape(reason)}", soft_wrap=True, highlight=False)
+    return None
+
+
+def build_cache(
+    backbone: FrozenBackbone,
+    dataset: CacheableData,
+    folder: str | os.PathLike[str],
+    *,
+    dtype: str = "float16",
+    flips: bool = False,
+    batch_size: int = 16,
+    execution: Execution | None = None,
+    engine: EngineOptions | None = None,
+    workers: int = 0,
+    console: Console | None = None,
+) -> FeatureCache:
+    """Compute what a cache lacks on the engine's devices, and open it; each process writes shards of its own.
+
+    A build that was killed goes on where it stopped, in the precision that it began in.
+
+    Args:
+        backbone: Whose features are stored.
+        dataset: Images that are the same whenever they are read.
+        folder: The cache's folder, made if missing; all processes must see it.
+        dtype: "float16" or "bfloat16".
+        flips: Store the features of mirrored images too.
+        batch_size: Images that the backbone gets at once.
+        execution: Precision and memory layout; float32 and contiguous if None.
+        engine: Devices and so on.
+        workers: Processes that read images.
+        console: Where to print; nothing is printed if None.
+
+    Returns:
+        The cache, on every process.
+
+    Raises:
+        InvalidOptionError: If the data set's items are random, or the options cannot work.
+        CacheMismatchError: If the folder holds a cache of other features, or the images have changed.
+        CacheError: If the folder holds something else, or another process is building in it.
+        FeatureValueError: If features are not finite; the image is named.
+        FileWriteError: If the disk is too small or full; what was written before is kept.
+    """
+    console = console or Console(quiet=True)
+    way = _as_begun(Path(folder), execution or Execution())
+    display = _Display(console)
+    trainer = make_trainer(engine or EngineOptions(), [display])
+    builder = CacheBuilder(
+        backbone.to(memory_format=way.memory_format),
+        dataset,
+        Path(folder),
+        dtype=DTYPES[dtype],
+        flips=flips,
+        batch_size=batch_size,
+        autocast=way.dtype,
+        ranks=trainer.world_size,
+    )
+    if builder.is_whole:
+        return FeatureCache(folder)
+    with ExitStack() as held:
+        held.enter_context(quiet_engine())
+        if is_first_process():
+            _announce(builder, dataset, console)
+            held.enter_context(builder.holding())
+        module = _FeatureModule(builder, backbone)
+        data = _BuildData(builder, dataset, workers)
+        run_interruptibly(trainer, lambda: trainer.predict(module, datamodule=data, return_predictions=False))
+        builder.close()
+        trainer.strategy.barrier()
+        if is_first_process():
+            builder.finish()
+        trainer.strategy.barrier()
+    return FeatureCache(folder)
+
+
+class _FeatureModule(pl.LightningModule):
+    """Computes and stores features, each process those of its own shards."""
+
+    def __init__(self, builder: CacheBuilder, backbone: FrozenBackbone) -> None:
+        super().__init__()
+        self.backbone = backbone  # so that the engine moves it to the device
+        self._builder = builder
+
+    @override
+    def predict_step(self, batch: RowPixels) -> None:
+        self._builder.add(batch.rows.tolist(), batch.pixels, self._builder.compute(batch.pixels))
+
+
+class _BuildData(pl.LightningDataModule):
+    def __init__(self, builder: CacheBuilder, dataset: CacheableData, workers: int) -> None:
+        super().__init__()
+        self._builder = builder
+        self._dataset = dataset
+        self._workers = workers
+
+    @override
+    def predict_dataloader(self) -> DataLoader[RowPixels]:
+        rank = self.trainer.global_rank if self.trainer else 0
+        return pixel_loader(self._dataset, self._builder.batches(rank), workers=self._workers)
+
+
+class _Display(pl.Callback):
+    """A bar on a terminal, and a line at the end anywhere."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._began = 0.0
+        self._done = 0
+        columns = (TextColumn("{task.description}"), BarColumn(bar_width=30), MofNCompleteColumn())
+        rate = TextColumn("{task.fields[rate]}")
+        self._progress = Progress(
+            *columns, TimeRemainingColumn(), rate, console=console, transient=True, disable=not console.is_terminal
+        )
+        self._task = self._progress.add_task("features", rate="", visible=False)
+
+    @override
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.is_global_zero:
+            self._began = time.monotonic()
+            self._progress.start()
+            self._progress.reset(self._task, total=int(trainer.num_predict_batches[0]), visible=True, rate="")
+
+    @override
+    def on_predict_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._done += len(batch.pixels) * trainer.world_size
+        if trainer.is_global_zero:
+            self._progress.update(self._task, completed=batch_idx + 1, rate=f"{self._speed():.0f} images/s")
+
+    @override
+    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.is_global_zero:
+            self._progress.stop()
+            self._console.print(
+                f"features computed in {time.monotonic() - self._began:.1f} s, {self._speed():.0f} images/s"
+            )
+
+    @override
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._progress.stop()
+
+    def _speed(self) -> float:
+        return self._done / max(time.monotonic() - self._began, 1e-9)
+
+
+def _replacing(build: Callable[[], FeatureCache], folder: Path) -> FeatureCache:
+    """Build, in place of what does not fit."""
+    try:
+        return build()
+    except (CacheMismatchError, CacheError):
+        if not is_first_process():
+            raise
+        delete_cache(folder)
+        return build()
+
+
+def _announce(builder: CacheBuilder, dataset: CacheableData, console: Console) -> None:
+    needed, free = builder.disk
+    total = len(dataset) * builder.manifest.row_bytes
+    rest = "" if needed == total else f" of {in_words(total)}"
+    console.print(
+        f"features of {len(dataset)} images go to {escape(str(builder.folder))}: {in_words(needed)}{rest} to write,"
+        f" {in_words(free)} free",
+        soft_wrap=True,
+        highlight=False,
+    )
+    builder.check_disk()
+
+
+def _as_begun(folder: Path, way: Execution) -> Execution:
+    """The precision that a build in this folder began in; features of two precisions are not mixed."""
+    if not (folder / MANIFEST_FILE).exists():
+        return way
+    begun = Manifest.read(folder).computed_in
+    return way._replace(precision=begun) if begun in PRECISIONS else way
+
+
+def _reason_against(options: TrainOptions, images: RunImages) -> str | None:
+    if images.transform is not None:
+        return "training images pass through a transform, and may be others in every epoch"
+    if options.epochs == 1:
+        return "there is only one"
+    return None
+
+
+def _open_named(folder: Path, options: TrainOptions, images: RunImages, vae: TransferVAE) -> FeatureCache:
+    if images.transform is not None:
+        raise InvalidOptionError(
+            "Images that pass through a transform have no features in a cache; leave the transform or the cache out."
+        )
+    cache = FeatureCache(folder)
+    cache.check(vae.backbone, images.dataset if is_first_process() else None)
+    if options.flips:
+        cache.check_flips()
+    return cache

@@ -1,0 +1,89 @@
+"""PyTorch Lightning's trainer, as runs and builds of a cache use it."""
+
+import logging
+import signal
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pytorch_lightning as pl
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.utilities import rank_zero_only
+
+from transfervae.errors import InvalidOptionError
+from transfervae.training.options import OWN_PRECISIONS, EngineOptions
+
+LIGHTNING_REMARKS = (
+    r".*does not have many workers.*",
+    r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
+    r".*Checkpoint directory .* exists and is not empty.*",
+    r".*Found \d+ module\(s\) in eval mode.*",
+    r".*recommended to use `self.log\('val/total', ..., sync_dist=True\)`.*",
+    r".*``compute`` method of metric .* was called before the ``update`` method.*",
+    r".*Total length of `DataLoader` across ranks is zero.*",
+    r".*predict returned None if it was on purpose.*",
+)
+"""Remarks of the engine on what is so by design; nothing a user could act on."""
+
+
+def make_trainer(
+    engine: EngineOptions, callbacks: Sequence[pl.Callback], *, max_epochs: int = 1, plugins: Sequence[Any] = ()
+) -> pl.Trainer:
+    """Make a trainer that writes nothing of its own accord.
+
+    Raises:
+        InvalidOptionError: If the engine cannot do what it is asked to.
+    """
+    for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    precision: Any = "32-true" if engine.precision in OWN_PRECISIONS else engine.precision
+    try:
+        return pl.Trainer(
+            accelerator=engine.accelerator,
+            devices=engine.devices,
+            num_nodes=engine.num_nodes,
+            strategy=engine.strategy,
+            precision=precision,
+            max_epochs=max_epochs,
+            logger=False,
+            callbacks=list(callbacks),
+            plugins=list(plugins),
+            enable_checkpointing=bool(plugins),
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            num_sanity_val_steps=0,
+        )
+    except (ValueError, RuntimeError, TypeError, MisconfigurationException) as error:
+        raise InvalidOptionError(f"The engine refuses these options: {' '.join(str(error).split())}") from error
+
+
+@contextmanager
+def quiet_engine() -> Iterator[None]:
+    """Keep the engine from remarking on what is so by design."""
+    with warnings.catch_warnings():
+        for remark in LIGHTNING_REMARKS:
+            warnings.filterwarnings("ignore", message=remark)
+        yield
+
+
+def run_interruptibly(trainer: pl.Trainer, call: Callable[[], object]) -> None:
+    """Run a trainer, and let an interruption by the user through as what it is.
+
+    Raises:
+        KeyboardInterrupt: If the user interrupted it.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        call()
+    except SystemExit:
+        if not trainer.interrupted:
+            raise
+        signal.signal(signal.SIGINT, handler)
+        raise KeyboardInterrupt from None
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one that prints and writes, of those that work together."""
+    return int(getattr(rank_zero_only, "rank", 0)) == 0
