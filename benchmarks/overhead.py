@@ -18,7 +18,7 @@ from typing import Any
 
 import timm
 import torch
-from throughput import describe_machine
+from machine import describe_machine
 
 import transfervae as tv
 

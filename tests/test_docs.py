@@ -172,13 +172,6 @@ def test_figures_of_the_experiment_are_those_of_the_runs(name: str) -> None:
         assert row in page
 
 
-def test_figures_of_the_benchmark_are_those_of_the_run() -> None:
-    page = (DOCS / "benchmark.md").read_text()
-    for row in json.loads((DOCS / "results" / "throughput_cpu.json").read_text())["results"]:
-        spread = f"{row['slowest']:.1f} to {row['fastest']:.1f}"
-        assert f"| {row['operation']} | {row['images_per_second']:.1f} | {spread} |" in page
-
-
 def test_figures_of_the_nodes_are_those_of_the_runs() -> None:
     page = (DOCS / "guides" / "backbones.md").read_text()
     report = json.loads((DOCS / "results" / "nodes.json").read_text())
@@ -196,7 +189,7 @@ def test_figures_of_the_coverage_are_those_of_the_run() -> None:
 
 
 def test_figures_of_the_overhead_are_those_of_the_run() -> None:
-    page = (DOCS / "benchmark.md").read_text()
+    page = (DOCS / "benchmarks.md").read_text()
     for row in json.loads((DOCS / "results" / "overhead.json").read_text())["results"]:
         seconds = f"{1e3 * row['timm_seconds']:.0f} | {1e3 * row['ours_seconds']:.0f} | {row['ratio']:.3f}"
         assert f"| {row['name']} | {row['operation']} | {seconds} |" in page

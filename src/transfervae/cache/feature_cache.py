@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 from typing_extensions import override
 
 from transfervae.backbones import FrozenBackbone
@@ -43,7 +43,7 @@ class FeatureCache(Dataset[CachedItem]):
     """Features of a data set's images on disk, with the images themselves: what `forward_from_features` needs.
 
     Files are mapped, a window of them at a time, so that a set that is larger than memory is read from disk as the
-    training goes on: give a loader the order of `sampler`. A shard's checksum is compared when a process first maps it.
+    training goes on: give a loader the order of `sampler`. A shard's checksum is compared when it is first mapped.
 
     Attributes:
         folder: The cache's folder.
@@ -218,13 +218,19 @@ class FeatureCache(Dataset[CachedItem]):
     def _map(self, shard: int) -> Shard:
         if shard in self._mapped:
             return self._mapped[shard]
-        if shard not in self._checked:
+        if shard not in self._checked and _is_checker(shard):
             check_contents(self.folder, self.manifest, shard)
-            self._checked.add(shard)
+        self._checked.add(shard)
         while len(self._mapped) > self._window:
             self._mapped.popitem(last=False)
         self._mapped[shard] = map_shard(self.folder, self.manifest, shard)
         return self._mapped[shard]
+
+
+def _is_checker(shard: int) -> bool:
+    """Whether it is for this process to compare a shard's checksum: one of a loader's workers does."""
+    worker = get_worker_info()
+    return worker is None or shard % worker.num_workers == worker.id
 
 
 def _incomplete_message(folder: Path, manifest: Manifest) -> str:

@@ -2,25 +2,29 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from itertools import chain, islice
+from itertools import cycle, islice
 
 import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 from typing_extensions import override
 
+SEED_STRIDE = 1_000_003
+
 Key = int | tuple[int, bool]
 """A row, or a row and whether it is mirrored."""
 
 
 class WindowSampler(Sampler[Key]):
-    """Deals the rows of an epoch to processes, in an order that depends on seed and epoch alone.
+    """Deals the rows of an epoch to processes, in an order that depends on seed, epoch and number of processes alone.
 
-    Shards are shuffled, taken together some at a time (a window), and the rows of a window shuffled. Only a window
-    needs to be in memory, so that a set that is larger than it streams from disk. Rows that are not in shards, or all
-    in one window, are shuffled freely.
+    Rows that are not in shards, or whose shards all fit into one window, are shuffled freely, and dealt like cards.
 
-    Every process gets equally many; if they do not come out even, the first ones are dealt again.
+    Of a larger set, the shards are shuffled and dealt to the processes; each takes a window of its own shards at a time
+    and shuffles their rows. So a process maps a window only, and reads whole shards: the set streams from disk. Where
+    processes would get unequally many rows of a window, some rows change hands.
+
+    Every process gets equally many rows; if they do not come out even, some are dealt twice.
     """
 
     def __init__(
@@ -66,27 +70,48 @@ class WindowSampler(Sampler[Key]):
     @override
     def __iter__(self) -> Iterator[Key]:
         generator = torch.Generator().manual_seed((self._seed + self._epoch) % 2**63)
-        order = self._order(generator)
-        first = list(islice(order, self._world))
-        total = len(self) * self._world
-        repeated = (first * self._world)[: total - len(self._rows)]
-        return islice(chain(first, order, repeated), self._rank, total, self._world)
+        count = len(self._rows)
+        is_one_window = self._window is None or count <= self._world or int(self._rows[-1]) < self._window
+        yield from self._deal_rows(generator) if is_one_window else self._deal_shards(generator)
 
-    def _order(self, generator: torch.Generator) -> Iterator[Key]:
-        for rows in self._windows(generator):
-            shuffled = rows[torch.randperm(len(rows), generator=generator)].tolist()
-            if self._flips:
-                mirrored = torch.rand(len(rows), generator=generator) < 0.5
-                yield from zip(shuffled, mirrored.tolist(), strict=True)
-            else:
-                yield from shuffled
+    def _deal_rows(self, generator: torch.Generator) -> Iterator[Key]:
+        order = list(self._shuffled(self._rows, generator))
+        return islice(cycle(order), self._rank, len(self) * self._world, self._world)
 
-    def _windows(self, generator: torch.Generator) -> Iterator[Tensor]:
-        if not len(self._rows) or self._window is None or int(self._rows[-1]) < self._window:
-            yield self._rows
-            return
-        shards = self._rows // self._rows_per_shard
-        present, counts = torch.unique_consecutive(shards, return_counts=True)
-        starts = torch.cumsum(counts, 0) - counts
-        for chosen in torch.randperm(len(present), generator=generator).split(self._shards_per_window):
-            yield torch.cat([self._rows[starts[i] : starts[i] + counts[i]] for i in chosen.tolist()])
+    def _deal_shards(self, generator: torch.Generator) -> Iterator[Key]:
+        present, counts = torch.unique_consecutive(self._rows // self._rows_per_shard, return_counts=True)
+        shards = self._rows.split(counts.tolist())
+        own = torch.Generator().manual_seed(((self._seed + self._epoch) * SEED_STRIDE + self._rank) % 2**63)
+        dealt, key = 0, None
+        for window in torch.randperm(len(present), generator=generator).split(self._shards_per_window * self._world):
+            hands = [window[rank :: self._world].tolist() for rank in range(self._world)]
+            rows = self._trade(hands, shards, first=dealt % self._world)
+            for key in self._shuffled(rows, own):
+                yield key
+            dealt += int(counts[window].sum())
+        if dealt % self._world and (self._rank >= dealt % self._world) and key is not None:
+            yield key
+
+    def _trade(self, hands: Sequence[Sequence[int]], shards: Sequence[Tensor], *, first: int) -> Tensor:
+        """This process's rows of a window: its shards', but for what makes processes' numbers even."""
+        sizes = [sum(len(shards[shard]) for shard in hand) for hand in hands]
+        base, extra = divmod(sum(sizes), self._world)
+        targets = [base + ((rank - first) % self._world < extra) for rank in range(self._world)]
+        lacking = [max(0, target - size) for target, size in zip(targets, sizes, strict=True)]
+        own = _join([shards[shard] for shard in hands[self._rank]])
+        if not lacking[self._rank]:
+            return own[: targets[self._rank]]
+        spare = [_join([shards[shard] for shard in hand])[target:] for hand, target in zip(hands, targets, strict=True)]
+        begin = sum(lacking[: self._rank])
+        return _join([own, _join(spare)[begin : begin + lacking[self._rank]]])
+
+    def _shuffled(self, rows: Tensor, generator: torch.Generator) -> Iterator[Key]:
+        shuffled = rows[torch.randperm(len(rows), generator=generator)].tolist()
+        if not self._flips:
+            return iter(shuffled)
+        mirrored = torch.rand(len(rows), generator=generator) < 0.5
+        return zip(shuffled, mirrored.tolist(), strict=True)
+
+
+def _join(parts: Sequence[Tensor]) -> Tensor:
+    return torch.cat(list(parts)) if parts else torch.empty(0, dtype=torch.int64)

@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytorch_lightning as pl
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.distributed import all_gather_object, get_world_size, is_available, is_initialized
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
@@ -19,7 +21,14 @@ from transfervae.backbones import FrozenBackbone
 from transfervae.cache import DTYPES, CacheBuilder, FeatureCache, Manifest
 from transfervae.cache.builder import CacheableData, RowPixels, delete_cache, in_words, pixel_loader
 from transfervae.cache.manifest import MANIFEST_FILE
-from transfervae.errors import CacheError, CacheMismatchError, FeatureValueError, FileWriteError, InvalidOptionError
+from transfervae.errors import (
+    CacheError,
+    CacheMismatchError,
+    FeatureValueError,
+    FileWriteError,
+    InvalidOptionError,
+    TransferVAEError,
+)
 from transfervae.execution import PRECISIONS, Execution
 from transfervae.model import TransferVAE
 from transfervae.training.engine import is_first_process, make_trainer, quiet_engine, run_interruptibly
@@ -119,7 +128,8 @@ def build_cache(
     console = console or Console(quiet=True)
     way = _as_begun(Path(folder), execution or Execution())
     display = _Display(console)
-    trainer = make_trainer(engine or EngineOptions(), [display])
+    # The precision is ours alone: what the engine would do on top of it, the cache could not tell.
+    trainer = make_trainer(replace(engine or EngineOptions(), precision="32-true"), [display])
     builder = CacheBuilder(
         backbone.to(memory_format=way.memory_format),
         dataset,
@@ -136,16 +146,34 @@ def build_cache(
         held.enter_context(quiet_engine())
         if is_first_process():
             _announce(builder, dataset, console)
+            if trainer.world_size == 1:
+                builder.check_disk()
             held.enter_context(builder.holding())
+        held.callback(builder.close)
         module = _FeatureModule(builder, backbone)
         data = _BuildData(builder, dataset, workers)
         run_interruptibly(trainer, lambda: trainer.predict(module, datamodule=data, return_predictions=False))
-        builder.close()
-        trainer.strategy.barrier()
+        _together(module.conclude)
         if is_first_process():
-            builder.finish()
-        trainer.strategy.barrier()
+            _together(builder.finish)
+        else:
+            _together(lambda: None)
     return FeatureCache(folder)
+
+
+def _together(act: Callable[[], object]) -> None:
+    """Do something on every process; what goes wrong on one is raised on all: none goes on, or waits, without it."""
+    failures: list[TransferVAEError | None] = [None]
+    try:
+        act()
+    except TransferVAEError as error:
+        failures = [error]
+    if is_available() and is_initialized():
+        own, failures = failures[0], [None] * get_world_size()
+        all_gather_object(failures, own)
+    for failure in failures:
+        if failure is not None:
+            raise failure
 
 
 class _FeatureModule(pl.LightningModule):
@@ -155,10 +183,28 @@ class _FeatureModule(pl.LightningModule):
         super().__init__()
         self.backbone = backbone  # so that the engine moves it to the device
         self._builder = builder
+        self._failure: TransferVAEError | None = None
+
+    @override
+    def on_predict_start(self) -> None:
+        _together(self._builder.check_disk)
 
     @override
     def predict_step(self, batch: RowPixels) -> None:
-        self._builder.add(batch.rows.tolist(), batch.pixels, self._builder.compute(batch.pixels))
+        if self._failure is not None:
+            return
+        try:
+            self._builder.add(batch.rows.tolist(), batch.pixels, self._builder.compute(batch.pixels))
+        except TransferVAEError as error:
+            if self.trainer.world_size == 1:
+                raise
+            self._failure = error
+
+    def conclude(self) -> None:
+        """Wait for what is being written, and raise what went wrong while other processes were at work."""
+        self._builder.close()
+        if self._failure is not None:
+            raise self._failure
 
 
 class _BuildData(pl.LightningDataModule):
@@ -167,6 +213,7 @@ class _BuildData(pl.LightningDataModule):
         self._builder = builder
         self._dataset = dataset
         self._workers = workers
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # there may be more processes than shards
 
     @override
     def predict_dataloader(self) -> DataLoader[RowPixels]:
@@ -246,7 +293,6 @@ def _announce(builder: CacheBuilder, dataset: CacheableData, console: Console) -
         soft_wrap=True,
         highlight=False,
     )
-    builder.check_disk()
 
 
 def _as_begun(folder: Path, way: Execution) -> Execution:
