@@ -186,8 +186,8 @@ class _FeatureModule(pl.LightningModule):
         self._failure: TransferVAEError | None = None
 
     @override
-    def on_predict_start(self) -> None:
-        _together(self._builder.check_disk)
+    def setup(self, stage: str) -> None:
+        _together(self._builder.check_disk)  # here all processes come by, also those that find nothing to do
 
     @override
     def predict_step(self, batch: RowPixels) -> None:
