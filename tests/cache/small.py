@@ -44,10 +44,10 @@ def tiny_backbone(
     return tv.FrozenBackbone.from_module(network, mean=mean, std=std)
 
 
-def write_pictures(folder: Path, count: int = COUNT) -> Path:
+def write_pictures(folder: Path, count: int = COUNT, size: tuple[int, int] = (SIZE, SIZE)) -> Path:
     """Image files named 00.png, 01.png, …"""
     folder.mkdir()
-    for number, pixels in enumerate(Noise(count).pixels):
+    for number, pixels in enumerate(Noise(count, size).pixels):
         Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(folder / f"{number:02d}.png")
     return folder
 

@@ -1,0 +1,261 @@
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from tests.cache.small import contents
+from tests.integration.command import TINY, assert_one_line_error, assert_succeeds, environment, run
+from tests.samples import make_backbone
+from transfervae.cache import FeatureCache
+from transfervae.cli import run as run_command
+from transfervae.data import ToyFaces
+from transfervae.errors import CacheError
+from transfervae.shapes import unit_images
+
+FACES = 60
+ROW_BYTES = 3 * 32 * 32 + 2 * 96
+CACHE = ("cache", *" ".join(TINY).replace("--latent-dim 8 --width 32 --faces 48", f"--faces {FACES}").split())
+
+DRIVER = """
+import sys
+from transfervae.cache import manifest
+manifest.SHARD_BYTES = int(sys.argv.pop(1))
+from transfervae.__main__ import main
+main()
+"""
+"""The command with shards of another size."""
+
+
+class Answer(NamedTuple):
+    """What a command in this process left behind."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+Call = Callable[..., Answer]
+
+
+@pytest.fixture
+def call(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    without_shape_checks: None,  # noqa: ARG001 - typer passes None where it says bool
+) -> Call:
+    """Run a command in this process."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def answer(*arguments: str | Path) -> Answer:
+        monkeypatch.setattr(sys, "argv", ["transfervae", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            run_command()
+        code = ended.value.code
+        return Answer(code if isinstance(code, int) else 0, *capsys.readouterr())
+
+    return answer
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("scripts") / "driver.py"
+    path.write_text(DRIVER)
+    return path
+
+
+def start(driver: Path, *arguments: str | Path, shard_bytes: int = ROW_BYTES) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, driver, str(shard_bytes), *map(str, arguments)],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> Answer:
+    try:
+        screen, errors = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    return Answer(process.returncode, screen, errors)
+
+
+def wait_for_shards(folder: Path, count: int) -> None:
+    deadline = time.monotonic() + 120
+    while len(list(folder.glob("0*.json"))) < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+class Build(NamedTuple):
+    """A build that was held up for a while, and what another one said meanwhile."""
+
+    folder: Path
+    own: Answer
+    other: Answer
+    opened: str
+
+
+@pytest.fixture(scope="module")
+def whole(driver: Path, tmp_path_factory: pytest.TempPathFactory) -> Build:
+    folder = tmp_path_factory.mktemp("caches") / "whole"
+    process = start(driver, *CACHE, "--out", folder)
+    try:
+        wait_for_shards(folder, 1)
+        process.send_signal(signal.SIGSTOP)
+        other = finish(start(driver, *CACHE, "--out", folder))
+        with pytest.raises(CacheError) as opened:
+            FeatureCache(folder)
+    finally:
+        process.send_signal(signal.SIGCONT)
+    return Build(folder, finish(process), other, str(opened.value))
+
+
+def test_a_build_says_what_it_does_and_stores_what_the_backbone_gives(whole: Build) -> None:
+    assert whole.own.returncode == 0, whole.own.stderr
+    assert whole.own.stderr == ""
+    for words in ("features of 60 images go to", "to write", "features computed in", "--cache"):
+        assert words in whole.own.stdout
+    cache = FeatureCache(whole.folder)
+    assert (cache.manifest.count, len(cache)) == (FACES, FACES)
+    faces = ToyFaces(FACES, 32, dtype=torch.uint8)
+    cache.check(make_backbone("resnet"), faces)
+    cache.verify()
+    images = torch.stack([faces[row] for row in range(FACES)])
+    with torch.no_grad():
+        features = make_backbone("resnet")(unit_images(images))
+    for row in range(FACES):
+        assert torch.equal(cache[row].image, images[row])
+        torch.testing.assert_close(cache[row].features.float(), features[row], rtol=2.0**-10, atol=1e-5)
+
+
+def test_a_second_build_is_refused_in_one_line_and_the_first_ends_well(whole: Build) -> None:
+    assert whole.other.returncode == 2
+    assert whole.other.stderr.strip().splitlines()[0].startswith("Error: Another process is building")
+    assert len(whole.other.stderr.strip().splitlines()) == 1
+    assert "another process is building it; wait for that" in whole.opened
+    assert whole.own.returncode == 0
+
+
+def test_a_killed_build_goes_on_to_the_same_files(whole: Build, driver: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "killed"
+    process = start(driver, *CACHE, "--out", folder)
+    wait_for_shards(folder, 5)
+    process.kill()
+    process.communicate()
+    done = len(list(folder.glob("0*.json")))
+    assert 5 <= done < FACES
+    with pytest.raises(CacheError, match=rf"\({done} of {FACES} shards\); run the command that began it again"):
+        FeatureCache(folder)
+    kept = {path: path.stat().st_mtime_ns for path in folder.glob("0*.json")}
+    process = start(driver, *CACHE, "--out", folder)
+    wait_for_shards(folder, done + 5)
+    process.send_signal(signal.SIGINT)
+    interrupted = finish(process)
+    if interrupted.returncode:  # it may have ended before the signal came
+        assert interrupted.returncode == 130, interrupted.stderr
+        assert "To go on where it stopped, give the same command again." in interrupted.stdout
+        assert "Traceback" not in interrupted.stderr
+        continued = finish(start(driver, *CACHE, "--out", folder, shard_bytes=2**26))
+        assert continued.returncode == 0, continued.stderr
+        assert " of " in continued.stdout.partition("to write")[0]
+    assert contents(folder) == contents(whole.folder)
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+
+def test_a_file_too_large_for_the_disk_ends_in_one_line_and_goes_on_later(call: Call, tmp_path: Path) -> None:
+    folder = tmp_path / "full"
+    command = [sys.executable, "-m", "transfervae", *CACHE, "--out", str(folder)]
+    limited = subprocess.run(
+        ["bash", "-c", 'ulimit -f 100; exec "$@"', "--", *command],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert_one_line_error(limited, "00000.images.npy", "cannot be written", "File too large")
+    assert not list(folder.glob("*.tmp"))
+    assert call(*CACHE, "--out", folder).returncode == 0
+    FeatureCache(folder).verify()
+
+
+def test_the_command_on_two_devices_prints_once(tmp_path: Path) -> None:
+    screen = assert_succeeds(run(*CACHE, "--devices", "2", "--strategy", "ddp", "--out", tmp_path / "cache"))
+    for words in ("features of 60 images go to", "features computed in", "60 images and their features are in"):
+        assert screen.count(words) == 1
+    cache = FeatureCache(tmp_path / "cache")
+    assert (cache.manifest.count, len(cache)) == (2, FACES)
+    cache.verify()
+
+
+def test_the_same_command_again_has_nothing_to_do(whole: Build, call: Call) -> None:
+    before = {path: path.stat().st_mtime_ns for path in whole.folder.iterdir()}
+    answer = call(*CACHE, "--out", whole.folder)
+    assert (answer.returncode, answer.stderr) == (0, "")
+    assert "features computed" not in answer.stdout
+    assert {path: path.stat().st_mtime_ns for path in whole.folder.iterdir()} == before
+
+
+def test_other_options_are_refused_and_named(whole: Build, call: Call) -> None:
+    for options, words in (
+        (("--node", "1"), "node is 4, not 1"),
+        (("--dtype", "bfloat16"), "dtype is float16, not bfloat16"),
+        (("--faces", "61"), f"rows is {FACES}, not 61"),
+        (("--flips",), "flips is False, not True"),
+    ):
+        answer = call(*CACHE, *options, "--out", whole.folder)
+        assert answer.returncode == 2
+        assert words in answer.stderr
+        assert len(answer.stderr.strip().splitlines()) == 1
+    FeatureCache(whole.folder).verify()
+
+
+def test_verify_finds_a_changed_file(call: Call, tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+    FeatureCache.build(make_backbone("resnet"), ToyFaces(3, 32, dtype=torch.uint8), folder)
+    answer = call("cache", "--verify", "--out", folder)
+    assert (answer.returncode, answer.stderr) == (0, "")
+    assert "are as they were written" in answer.stdout
+    content = bytearray((folder / "00000.features.npy").read_bytes())
+    content[-1] ^= 1
+    (folder / "00000.features.npy").write_bytes(content)
+    answer = call("cache", "--verify", "--out", folder)
+    assert answer.returncode == 2
+    assert "00000.features.npy' was changed after it was written" in answer.stderr
+    (folder / "00000.json").unlink()
+    assert call(*CACHE, "--faces", "3", "--out", folder).returncode == 0
+    assert call("cache", "--verify", "--out", folder).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--dtype", "float8"), "float16, bfloat16"),
+        (("--image-size", "wide"), "wide"),
+        (("--backbone", "vg19"), "vgg19"),
+        (("nowhere",), "no folder 'nowhere'"),
+        (("--out", "pyproject.toml"), "is a file"),
+        (("--out", "src"), "holds other files (transfervae)"),
+    ],
+)
+def test_wrong_options_are_answered_in_one_line(
+    options: tuple[str, ...], words: str, call: Call, tmp_path: Path
+) -> None:
+    answer = call(*CACHE, "--out", tmp_path / "cache", *options)
+    assert answer.returncode == 2
+    assert words in answer.stderr
+    assert len(answer.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "cache").exists()
+
+
+def test_verify_needs_a_cache(call: Call, tmp_path: Path) -> None:
+    answer = call("cache", "--verify", "--out", tmp_path / "nowhere")
+    assert answer.returncode == 2
+    assert "no feature cache" in answer.stderr

@@ -1,0 +1,232 @@
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.cache.small import contents
+from tests.integration.command import TINY, assert_succeeds, environment, run
+from tests.integration.test_cache_command import ROW_BYTES, start, wait_for_shards
+from tests.integration.test_interruption import assert_same_run, wait_for_epoch
+from tests.samples import make_backbone
+from transfervae.cache import FeatureCache
+from transfervae.data import ToyFaces
+from transfervae.training import EngineOptions, TrainOptions, train
+
+FACES = 80
+OPTIONS = TrainOptions(
+    backbone="timm:test_resnet",
+    weights=None,
+    image_size=(32, 32),
+    latent_dim=8,
+    width=32,
+    faces=FACES,
+    batch_size=8,
+    epochs=4,
+)
+ENGINE = EngineOptions(accelerator="cpu", devices=1, precision="32-true", memory_format="contiguous", workers=0)
+COMMAND = ("train", *TINY, "--faces", str(FACES), "--epochs", str(OPTIONS.epochs))
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.integration.test_cache_command import DRIVER
+
+    path = tmp_path_factory.mktemp("scripts") / "driver.py"
+    path.write_text(DRIVER)
+    return path
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    train(OPTIONS, out, engine=ENGINE)
+    return out
+
+
+def resume(out: Path) -> None:
+    train(OPTIONS, out, resume=True)
+    FeatureCache(out / "features").verify()
+
+
+def test_a_run_that_is_killed_in_training_resumes_to_the_same_result(
+    uninterrupted: Path, driver: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "killed"
+    process = start(driver, *COMMAND, "--out", out, shard_bytes=2**26)
+    wait_for_epoch(out, 2)
+    process.kill()
+    process.communicate()
+    built = contents(out / "features")
+    resume(out)
+    assert_same_run(out, uninterrupted)
+    assert contents(out / "features") == built == contents(uninterrupted / "features")
+
+
+def test_a_run_that_is_killed_while_features_are_computed_resumes_to_the_same_result(
+    uninterrupted: Path, driver: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "killed"
+    process = start(driver, *COMMAND, "--out", out, shard_bytes=OPTIONS.batch_size * ROW_BYTES)
+    wait_for_shards(out / "features", 2)
+    process.kill()
+    process.communicate()
+    assert not (out / "metrics.csv").exists()
+    kept = {path: path.stat().st_mtime_ns for path in (out / "features").glob("0*.json")}
+    resume(out)
+    assert_same_run(out, uninterrupted)
+    assert FeatureCache(out / "features").manifest.count == FACES // OPTIONS.batch_size
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+
+def test_a_longer_run_reads_the_features_that_are_there(uninterrupted: Path, tmp_path: Path) -> None:
+    out = tmp_path / "longer"
+    shutil.copytree(uninterrupted, out)
+    before = {path: path.stat().st_mtime_ns for path in (out / "features").iterdir()}
+    result = train(replace(OPTIONS, epochs=OPTIONS.epochs + 1), out, resume=True)
+    assert len(result.rows) == OPTIONS.epochs + 1
+    assert {path: path.stat().st_mtime_ns for path in (out / "features").iterdir()} == before
+
+
+def test_the_folder_says_how_it_was_run(uninterrupted: Path) -> None:
+    engine = json.loads((uninterrupted / "config.json").read_text())["engine"]
+    assert (engine["cache"], engine["precision"], engine["memory_format"]) == ("auto", "32-true", "contiguous")
+
+
+def test_a_compiled_run_ends_well_and_learns_nearly_the_same(tmp_path: Path) -> None:
+    cache = tmp_path / "features"
+    FeatureCache.build(make_backbone("resnet"), ToyFaces(40, 32, dtype=torch.uint8), cache)
+    command = ("train", *TINY, "--faces", "40", "--epochs", "1", "--compile")
+    assert_succeeds(run(*command, "--cache", cache, "--out", tmp_path / "run"))
+    engine = json.loads((tmp_path / "run" / "config.json").read_text())["engine"]
+    assert engine["compile"] is True
+    plain = train(replace(OPTIONS, faces=40, epochs=1), tmp_path / "plain", engine=replace(ENGINE, cache=str(cache)))
+    figures = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert figures["rmse"] == pytest.approx(plain.best["val/rmse"], rel=0.05)
+
+
+TWO_PROCESSES = """
+import dataclasses, json, os, shutil, sys
+from pathlib import Path
+
+import torch
+from transfervae.backbones import FrozenBackbone
+from transfervae.errors import TransferVAEError
+from transfervae.training import EngineOptions, TrainOptions, cache_features, train
+
+out, rank = Path(sys.argv[1]), int(os.environ.get("LOCAL_RANK", "0"))
+options = TrainOptions(
+    backbone="timm:test_resnet", weights=None, image_size=(32, 32), latent_dim=8, width=32, faces=41, batch_size=4,
+    epochs=2,
+)
+engine = EngineOptions(
+    accelerator="cpu", devices=2, strategy="ddp", workers=0, precision="32-true", memory_format="contiguous"
+)
+seen = {}
+
+def count(folder):
+    return len(cache_features(options, out / folder, engine=engine))
+
+def refusal(folder):
+    try:
+        return count(folder)
+    except TransferVAEError as error:
+        return f"{type(error).__name__}: {error}"
+
+def learn(name):
+    result = train(options, out / name, engine=engine)
+    rows = [{k: v for k, v in row.items() if k != "images_per_second"} for row in result.rows]
+    return rows, (out / name / "features" / "manifest.json").exists()
+
+seen["new"] = count("new")
+seen["continued"] = count("continued")
+seen["one shard"] = count("one shard")
+seen["auto"] = learn("auto")
+
+disk_usage, forward = shutil.disk_usage, FrozenBackbone.forward
+if rank == 0:
+    shutil.disk_usage = lambda path: disk_usage(path)._replace(free=1000)
+seen["small disk"] = refusal("small disk")
+seen["small disk, auto"] = learn("small disk, auto")[0]
+shutil.disk_usage = disk_usage
+if rank == 1:
+    FrozenBackbone.forward = lambda *given: forward(*given) * 1e9
+seen["not finite"] = refusal("not finite")
+FrozenBackbone.forward = forward
+seen["mended"] = count("not finite")
+Path(f"{out}/rank{rank}").write_text(json.dumps(seen))
+"""
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+    """What two processes left behind, and what each of them has seen."""
+    root = tmp_path_factory.mktemp("together")
+    (root / "script.py").write_text(TWO_PROCESSES)
+    faces = ToyFaces(41, 32, dtype=torch.uint8)
+    for name in ("continued", "one shard"):
+        FeatureCache.build(make_backbone("resnet"), faces, root / name)
+        (root / name / "00000.json").unlink()
+    process = subprocess.run(
+        [sys.executable, root / "script.py", root],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert process.returncode == 0, process.stdout + process.stderr
+    return root, [json.loads((root / f"rank{rank}").read_text()) for rank in (0, 1)]
+
+
+def test_two_processes_build_what_one_builds(together: tuple[Path, list[dict[str, Any]]], tmp_path: Path) -> None:
+    root, seen = together
+    faces = ToyFaces(41, 32, dtype=torch.uint8)
+    alone = FeatureCache.build(make_backbone("resnet"), faces, tmp_path)
+    both = FeatureCache(root / "new")
+    both.check(make_backbone("resnet"), faces)
+    both.verify()
+    assert [one["new"] for one in seen] == [41, 41]
+    assert (alone.manifest.count, both.manifest.count) == (1, 2)
+    for row in range(41):
+        assert torch.equal(both[row].image, alone[row].image)
+        torch.testing.assert_close(both[row].features, alone[row].features, rtol=2.0**-9, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["continued", "one shard"])
+def test_there_may_be_more_processes_than_shards(name: str, together: tuple[Path, list[dict[str, Any]]]) -> None:
+    root, seen = together
+    assert [one[name] for one in seen] == [41, 41]
+    assert FeatureCache(root / name).manifest.count == 1
+    FeatureCache(root / name).verify()
+
+
+def test_two_processes_learn_the_same_from_one_cache(together: tuple[Path, list[dict[str, Any]]]) -> None:
+    root, seen = together
+    assert seen[0]["auto"] == seen[1]["auto"]
+    rows, is_cached = seen[0]["auto"]
+    assert is_cached
+    assert [row["epoch"] for row in rows] == [1, 2]
+    FeatureCache(root / "auto" / "features").check(make_backbone("resnet"), ToyFaces(41, 32, dtype=torch.uint8))
+
+
+def test_what_stops_one_process_stops_the_other(together: tuple[Path, list[dict[str, Any]]]) -> None:
+    _, seen = together
+    assert seen[0]["small disk"] == seen[1]["small disk"]
+    assert "FileWriteError: The features need" in seen[0]["small disk"]
+    assert seen[0]["not finite"] == seen[1]["not finite"]
+    assert "FeatureValueError" in seen[0]["not finite"]
+    assert "bfloat16" in seen[0]["not finite"]
+    assert [one["mended"] for one in seen] == [41, 41]
+
+
+def test_two_processes_do_without_a_cache_together(together: tuple[Path, list[dict[str, Any]]]) -> None:
+    _, seen = together
+    assert seen[0]["small disk, auto"] == seen[1]["small disk, auto"]
+    for live, cached in zip(seen[0]["small disk, auto"], seen[0]["auto"][0], strict=True):
+        assert live["val/rmse"] == pytest.approx(cached["val/rmse"], rel=0.01)

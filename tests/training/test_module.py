@@ -1,0 +1,185 @@
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import transfervae as tv
+from tests.samples import KINDS, make_backbone, shared_backbone
+from transfervae.cache import CachedItem
+from transfervae.execution import LAYOUTS, PRECISIONS, Execution
+from transfervae.shapes import unit_images
+from transfervae.training import TrainOptions
+from transfervae.training.checkpoint_io import SafetensorsIO
+from transfervae.training.module import Batch, VAEModule
+
+COUNT = 4
+
+
+def pixels(size: int = 32) -> Tensor:
+    return torch.randint(0, 256, (COUNT, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def cached_batch(kind: str = "resnet") -> CachedItem:
+    with torch.no_grad():
+        features = shared_backbone(kind)(unit_images(pixels(KINDS[kind].size)))
+    return CachedItem(pixels(KINDS[kind].size), features.half())
+
+
+def make_module(kind: str = "resnet", **options: Any) -> VAEModule:
+    torch.manual_seed(0)
+    vae = tv.build_vae(make_backbone(kind), image_size=KINDS[kind].size, latent_dim=5, width=16)
+    return VAEModule(vae, TrainOptions(**options)).train()
+
+
+def step(module: VAEModule, batch: Batch) -> Tensor:
+    """The objective of one step, with the same draw in every call."""
+    module._generator = torch.Generator().manual_seed(1)
+    return module.training_step(batch, 0)
+
+
+class Copies(TorchDispatchMode):
+    """Notes what is moved from the host to the device "meta"."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Sequence[Any], args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        given = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
+        result = func(*args, **(kwargs or {}))
+        made = [value for value in tree_leaves(result) if isinstance(value, Tensor) and value.is_meta]
+        if made and (any(value.device.type == "cpu" for value in given) or "lift_fresh" in str(func)):
+            self.seen.append(str(func))
+        return result
+
+
+def on_meta(batch: Batch) -> Batch:
+    return CachedItem(*(part.to("meta") for part in batch)) if isinstance(batch, CachedItem) else batch.to("meta")
+
+
+BATCHES: dict[str, Callable[[], Batch]] = {
+    "pixels": pixels,
+    "images": lambda: unit_images(pixels()),
+    "cached": cached_batch,
+}
+
+
+@pytest.mark.parametrize(
+    "copy",
+    [
+        lambda: torch.tensor(1.5, device="meta"),
+        lambda: torch.ones(3).to("meta"),
+        lambda: torch.zeros(2, device="meta").copy_(torch.ones(2)),
+    ],
+)
+def test_copies_are_noticed(copy: Callable[[], Tensor]) -> None:
+    with Copies() as copies:
+        copy()
+    assert copies.seen
+
+
+@pytest.mark.parametrize("kind", BATCHES)
+@pytest.mark.parametrize("reconstruction", ["rmse", "mse"])
+def test_a_step_neither_waits_for_the_device_nor_copies_to_it(kind: str, reconstruction: str) -> None:
+    """On "meta" there are no values: whatever would wait for one raises."""
+    module = make_module(reconstruction=reconstruction, beta_schedule="linear", free_bits=0.1)
+    batch = BATCHES[kind]()
+    step(module, batch)
+    module.to("meta")
+    module._generator = None  # there are none on "meta"
+    moved = on_meta(batch)
+    with Copies() as copies:
+        loss = module.training_step(moved, 1)
+        loss.backward()
+    assert loss.is_meta
+    assert not copies.seen
+    with pytest.raises(RuntimeError):
+        loss.item()
+
+
+@pytest.mark.parametrize("kind", ["pixels", "images"])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_frozen_network_is_under_no_graph(kind: str, precision: str) -> None:
+    module, seen = make_module(), []
+    module.execution = Execution(precision)
+    module.vae.head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    step(module, BATCHES[kind]()).backward()
+    (features,) = seen
+    assert not features.requires_grad
+    assert features.grad_fn is None
+    assert all(parameter.grad is None for parameter in module.vae.backbone.parameters())
+    assert all(parameter.grad is not None for parameter in module.vae.head.parameters())
+
+
+def test_the_backbone_is_not_run_on_cached_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = make_module()
+    monkeypatch.setattr(module.vae.backbone.network, "forward", lambda *_: pytest.fail("the network was run"))
+    step(module, cached_batch()).backward()
+    module.eval()
+    module.validation_step(cached_batch(), 0)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_eight_bits_give_what_floating_point_gives(precision: str, layout: str) -> None:
+    losses = []
+    for batch in (pixels(), unit_images(pixels())):
+        module = make_module()
+        module.execution = Execution(precision, layout)
+        losses.append(step(module, batch).detach())
+    assert torch.equal(*losses)
+
+
+def test_cached_features_give_what_live_ones_give() -> None:
+    module = make_module()
+    live, read = step(module, pixels()).detach(), step(module, cached_batch()).detach()
+    torch.testing.assert_close(read, live, rtol=2.0**-11, atol=0)
+
+
+def test_held_out_figures_of_cached_and_of_live_images_agree() -> None:
+    figures = []
+    for batch in (pixels(), cached_batch()):
+        module = make_module().eval()
+        with torch.no_grad():
+            module.validation_step(batch, 0)
+        figures.append({name: float(value) for name, value in module.held_out.compute().items()})
+    assert figures[1] == pytest.approx(figures[0], rel=1e-2)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_layout_reaches_model_and_images(layout: str) -> None:
+    vae, seen = tv.build_vae(make_backbone("resnet"), image_size=32, latent_dim=5, width=16), []
+    module = VAEModule(vae, TrainOptions(), execution=Execution("float32", layout)).train()
+    vae.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    step(module, pixels())
+    expected = module.execution.memory_format
+    assert seen[0].is_contiguous(memory_format=expected)
+    convolutions = [part for part in vae.modules() if isinstance(part, torch.nn.Conv2d)]
+    assert all(part.weight.is_contiguous(memory_format=expected) for part in convolutions)
+
+
+def checkpoint_of(module: VAEModule) -> dict[str, Any]:
+    """What the trainer stores: weights, and Adam's two moments of each."""
+    optimizer = torch.optim.Adam(module.vae.trainable_parameters())
+    for parameter in module.vae.trainable_parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    return {"state_dict": module.state_dict(), "optimizer_states": [optimizer.state_dict()]}
+
+
+def test_a_checkpoint_of_the_default_model_is_small_and_holds_no_backbone(tmp_path: Path) -> None:
+    vae = tv.build_vae("vgg19", weights=None, image_size=128)
+    module = VAEModule(vae, TrainOptions())
+    checkpoint = checkpoint_of(module)
+    assert not [name for name in checkpoint["state_dict"] if "backbone" in name or "network" in name]
+    SafetensorsIO().save_checkpoint(checkpoint, tmp_path / "last.safetensors")
+    assert (tmp_path / "last.safetensors").stat().st_size < 40e6
+    vae.save_pretrained(tmp_path / "model")
+    assert (tmp_path / "model" / "model.safetensors").stat().st_size < 40e6 / 3
