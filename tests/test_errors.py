@@ -15,6 +15,7 @@ BUILTINS: dict[type[Exception], type[Exception]] = {
     errors.WeightsUnavailableError: OSError,
     errors.CheckpointError: OSError,
     errors.CacheError: OSError,
+    errors.CacheInUseError: OSError,
     errors.ImageFileError: OSError,
     errors.FileWriteError: OSError,
     errors.RunFolderError: OSError,

@@ -146,3 +146,18 @@ def test_every_way_gives_nearly_the_same(way: Execution) -> None:
     with torch.no_grad(), way.autocast(images.device):
         other = vae.reconstruct(images.contiguous(memory_format=way.memory_format))
     torch.testing.assert_close(other.float(), plain, rtol=0, atol=1e-5 if way.precision == "float32" else 0.05)
+
+
+def test_a_way_that_the_network_cannot_be_computed_in_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    vae = make_vae("resnet")
+    compute = vae.backbone.network.forward
+
+    def refuse(images: torch.Tensor) -> torch.Tensor:
+        if torch.is_autocast_enabled("cpu"):
+            raise NotImplementedError("not implemented for 'BFloat16'")
+        return compute(images)
+
+    monkeypatch.setattr(vae.backbone.network, "forward", refuse)
+    trials = measure_executions(vae, batch_size=1)
+    assert {trial.execution.precision for trial in trials if trial.images_per_second == 0} == {"bfloat16"}
+    assert choose_execution(trials).precision == "float32"

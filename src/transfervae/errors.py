@@ -73,7 +73,11 @@ class CheckpointError(TransferVAEError, OSError):
 
 
 class CacheError(TransferVAEError, OSError):
-    """A feature cache is missing, incomplete, damaged or foreign, or held by another process."""
+    """A feature cache is missing, incomplete, damaged or foreign."""
+
+
+class CacheInUseError(CacheError):
+    """Another process is building a feature cache in the same folder."""
 
 
 class CacheMismatchError(TransferVAEError, ValueError):

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 
+from transfervae.backbones.frozen import is_out_of_memory
 from transfervae.losses import elbo
 from transfervae.model import TransferVAE
 from transfervae.shapes import check_positive
@@ -100,7 +101,8 @@ def measure_executions(
         layouts: Names from `LAYOUTS`.
 
     Returns:
-        One trial for each way; a way that is hopelessly slow has the speed of its first two runs.
+        One trial for each way; a way that is hopelessly slow has the speed of its first two runs, one that the
+        network cannot be computed in has none.
 
     Raises:
         InvalidOptionError: If `batch_size` is below 1.
@@ -110,11 +112,23 @@ def measure_executions(
     images = noise.to(vae.device)
     ways = [Execution(*way) for way in product(precisions, layouts)]
     with _restoring(vae):
-        speeds = {way: max(_step(vae, images, way), _step(vae, images, way)) for way in ways}
+        speeds = {way: max(_try(vae, images, way), _try(vae, images, way)) for way in ways}
         hopeful = [way for way in ways if speeds[way] * HOPELESS > max(speeds.values())]
         for way in hopeful * ROUNDS:
             speeds[way] = max(speeds[way], _step(vae, images, way))
     return [Trial(way, speeds[way]) for way in ways]
+
+
+def _try(vae: TransferVAE, images: torch.Tensor, way: Execution) -> float:
+    """Images per second of one step; 0 if the network has layers that cannot be computed this way."""
+    if way == PLAIN:
+        return _step(vae, images, way)
+    try:
+        return _step(vae, images, way)
+    except (NotImplementedError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
+        return 0.0
 
 
 def _step(vae: TransferVAE, images: torch.Tensor, way: Execution) -> float:

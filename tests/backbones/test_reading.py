@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.strategies import SEEDS
+from transfervae.backbones import reading
 from transfervae.backbones.reading import FUSIONS, Node, Reading
 from transfervae.errors import ImageSizeError, InvalidOptionError, ShapeError, TransferVAEError, UnknownNameError
 
@@ -150,3 +151,11 @@ def test_other_widths_are_named(fuse: str) -> None:
         reading.combine([torch.zeros(1, 2, 3, 3), torch.zeros(1, 5, 3, 3)])
     reading.check_widths([5, 5])
     parse(("first", 7)).check_widths([2, 5])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("grid", [(3, 5), (9, 1), (16, 12)])
+def test_half_precision_is_resampled_as_full_precision_is(dtype: torch.dtype, grid: tuple[int, int]) -> None:
+    features = torch.randn(2, 3, 9, 7, generator=torch.Generator().manual_seed(0)).to(dtype)
+    expected = reading.resample(features.float(), grid).to(dtype)
+    assert torch.equal(reading.resample(features, grid), expected)

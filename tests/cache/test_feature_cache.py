@@ -16,10 +16,11 @@ from torch.utils.data import DataLoader
 import transfervae as tv
 from tests.cache.small import COUNT, Noise, contents, shard_bytes, tiny_backbone, write_pictures
 from tests.samples import make_backbone, shared_backbone
-from transfervae.cache import CachedItem, FeatureCache, feature_cache, manifest
+from transfervae.cache import CacheBuilder, CachedItem, FeatureCache, feature_cache, manifest
+from transfervae.cache.builder import delete_cache
 from transfervae.cache.shards import Shard, map_shard
 from transfervae.data import ImageFolder, ToyFaces
-from transfervae.errors import CacheError, CacheMismatchError, InvalidOptionError
+from transfervae.errors import CacheError, CacheInUseError, CacheMismatchError, InvalidOptionError
 
 
 @pytest.fixture
@@ -313,3 +314,34 @@ def test_any_edit_of_the_manifest_ends_in_an_error_of_ours(
     except (CacheError, CacheMismatchError):
         return
     assert values[field] == value or field in ("computed_in", "preprocessing", "data", "backbone"), (field, value)
+
+
+@pytest.mark.parametrize("key", [slice(0, 2), [0], "3", None, 1.5, (1,), (1, True, 2)])
+def test_only_a_row_or_a_row_and_its_mirroring_is_an_index(key: object, tmp_path: Path) -> None:
+    cache = FeatureCache.build(tiny_backbone(), Noise(), tmp_path)
+    with pytest.raises(TypeError, match="indexed by a row"):
+        cache[key]  # type: ignore[index]
+
+
+def test_rows_that_do_not_exist_are_not_dealt(tmp_path: Path) -> None:
+    cache = FeatureCache.build(tiny_backbone(), Noise(), tmp_path)
+    for rows in ([0, COUNT], [-1, 2]):
+        with pytest.raises(InvalidOptionError, match=f"from 0 to {COUNT - 1}"):
+            cache.sampler(rows)
+
+
+def test_an_edited_list_of_images_is_found(tmp_path: Path) -> None:
+    cache = FeatureCache.build(tiny_backbone(), Noise(), tmp_path)
+    path = tmp_path / "00000.json"
+    path.write_text(path.read_text().replace("item 3", "item 4"))
+    with pytest.raises(CacheError, match=r"00000\.json. was changed"):
+        cache.verify()
+
+
+def test_a_cache_that_is_being_built_is_not_deleted(tmp_path: Path) -> None:
+    builder = CacheBuilder(tiny_backbone(), Noise(), tmp_path)
+    with builder.holding():
+        before = contents(tmp_path)
+        with pytest.raises(CacheInUseError, match="Another process is building"):
+            delete_cache(tmp_path)
+        assert contents(tmp_path) == before != {}

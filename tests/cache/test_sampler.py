@@ -2,11 +2,13 @@ from collections import Counter
 from itertools import chain, zip_longest
 from typing import Any, NamedTuple
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DistributedSampler
 
 from transfervae.cache import WindowSampler
+from transfervae.errors import InvalidOptionError
 
 
 class Deal(NamedTuple):
@@ -139,3 +141,9 @@ def test_about_half_are_mirrored_and_each_item_at_times() -> None:
     assert abs(total - 5000) < 5 * (10_000 * 0.25) ** 0.5
     for row in range(500):
         assert 0 < sum(draw[row] for draw in draws) < 20
+
+
+@pytest.mark.parametrize("options", [{"rank": -1}, {"rank": 2}, {"world": 0}, {"seed": -1}, {"shards_per_window": 0}])
+def test_numbers_out_of_range_are_refused(options: dict[str, int]) -> None:
+    with pytest.raises(InvalidOptionError):
+        WindowSampler(range(4), **{"world": 2, **options})

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.cache.small import contents
-from tests.integration.command import TINY, assert_succeeds, environment, run
+from tests.integration.command import TINY, assert_one_line_error, assert_succeeds, environment, run
 from tests.integration.test_cache_command import ROW_BYTES, start, wait_for_shards
 from tests.integration.test_interruption import assert_same_run, wait_for_epoch
 from tests.samples import make_backbone
@@ -230,3 +230,17 @@ def test_two_processes_do_without_a_cache_together(together: tuple[Path, list[di
     assert seen[0]["small disk, auto"] == seen[1]["small disk, auto"]
     for live, cached in zip(seen[0]["small disk, auto"], seen[0]["auto"][0], strict=True):
         assert live["val/rmse"] == pytest.approx(cached["val/rmse"], rel=0.01)
+
+
+def test_a_folder_that_cannot_be_written_to_stops_several_processes_at_once(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "features").symlink_to(tmp_path / "a disk that is not there" / "features")
+    command = [word for word in COMMAND if word not in ("--devices", "1")]
+    process = run(*command, "--devices", "2", "--strategy", "ddp", "--out", tmp_path / "run")
+    assert_one_line_error(process, "cannot be written to")
+
+
+def test_one_process_does_without_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
+    (tmp_path / "features").symlink_to(tmp_path / "a disk that is not there" / "features")
+    result = train(replace(OPTIONS, faces=20, epochs=2), tmp_path, engine=ENGINE)
+    assert len(result.rows) == 2

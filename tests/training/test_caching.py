@@ -169,6 +169,19 @@ def test_features_beyond_float16_are_not_cached(
     assert "float16" in ran.said
 
 
+def test_a_named_cache_that_does_not_fit_leaves_no_run(options: TrainOptions, tmp_path: Path) -> None:
+    engine = replace(ENGINE, cache=tmp_path / "nowhere")
+    with pytest.raises(CacheError, match="no feature cache"):
+        train(options, tmp_path / "run", engine=engine)
+    assert not list((tmp_path / "run").glob("*.json"))
+
+
+@pytest.mark.parametrize("given", [None, 5, torch.zeros(3, 4, 4)])
+def test_a_transform_that_gives_no_image_is_refused(given: object, options: TrainOptions, tmp_path: Path) -> None:
+    with pytest.raises(InvalidOptionError, match=r"transform must give a tensor \[3, 32, 32\]"):
+        train(options, tmp_path / "run", engine=ENGINE, transform=lambda _: given)  # type: ignore[arg-type, return-value]
+
+
 def test_what_a_run_that_got_nowhere_has_left_is_replaced(options: TrainOptions, tmp_path: Path) -> None:
     left = FeatureCache.build(make_backbone("vit"), ToyFaces(5, 32, dtype=torch.uint8), tmp_path / "features")
     Ran(tmp_path, options)

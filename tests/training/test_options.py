@@ -1,10 +1,12 @@
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from transfervae.errors import InvalidOptionError, TransferVAEError, UnknownNameError
 from transfervae.losses import RECONSTRUCTIONS
-from transfervae.training import TrainOptions
+from transfervae.training import EngineOptions, TrainOptions
 
 
 @given(name=st.sampled_from(sorted(RECONSTRUCTIONS)))
@@ -43,3 +45,10 @@ def test_names_are_suggested(options: dict[str, str]) -> None:
 def test_an_impossible_image_size_is_refused() -> None:
     with pytest.raises(TransferVAEError):
         TrainOptions(image_size=(0, 3))
+
+
+def test_a_cache_may_be_a_path() -> None:
+    assert EngineOptions(cache=Path("features")).cache == "features"
+    for wrong in ("", 5, True, None):
+        with pytest.raises(InvalidOptionError, match="cache must be"):
+            EngineOptions(cache=wrong)  # type: ignore[arg-type]

@@ -15,6 +15,8 @@ from transfervae.shapes import parse_image_size
 Node: TypeAlias = str | int
 Grid: TypeAlias = tuple[int, int]
 
+HALVES = (torch.float16, torch.bfloat16)
+
 
 def _concat(maps: Sequence[Tensor]) -> Tensor:
     return torch.cat(tuple(maps), dim=1)
@@ -151,4 +153,6 @@ def resample(features: Tensor, grid: Grid, *, mode: str = "bilinear", antialias:
     # Where one column comes out, torch 2.15 gives wrong values on the CPU; where one row does, right ones.
     if antialias and grid[0] > grid[1] == 1:
         return resample(features.mT, (grid[1], grid[0]), mode=mode).mT
+    if antialias and features.dtype in HALVES:  # torch has no such kernel for them on the CPU
+        return interpolate(features.float(), size=grid, mode=mode, antialias=True).to(features.dtype)
     return interpolate(features, size=grid, mode=mode, antialias=antialias)

@@ -6,28 +6,47 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from transfervae.backbones import FrozenBackbone
 from transfervae.cache.manifest import (
     DTYPES,
     MANIFEST_FILE,
     Manifest,
+    check_backbone_type,
     choose_rows,
     preprocessing_of,
     row_bytes,
 )
-from transfervae.cache.shards import KINDS, read_items, read_summary, shard_file, stored_dtype, to_array, write_shard
+from transfervae.cache.shards import (
+    KINDS,
+    read_items,
+    read_summary,
+    shard_file,
+    stored_dtype,
+    summarise_file,
+    to_array,
+    write_shard,
+)
+from transfervae.cache.source import (
+    CacheableData,
+    check_repeatable,
+    describe_item,
+    has_files,
+    identify_data,
+    pixel_loader,
+    probe_rows,
+)
 from transfervae.checkpoint import LOCK_FILE, held
 from transfervae.data import ItemRecord
 from transfervae.errors import (
     CacheError,
+    CacheInUseError,
     FeatureValueError,
     FileWriteError,
     InvalidOptionError,
@@ -35,26 +54,10 @@ from transfervae.errors import (
 )
 from transfervae.shapes import Features, Images, Pixels, check_positive, unit_images
 
-PROBES = 8
-"""So many items are read `READINGS` times, fewer items more often, to see whether they are always the same."""
-
-READINGS = 3
 SPARE_BYTES = 2**24
 """What is left free on the disk beside the cache itself."""
 
-
-@runtime_checkable
-class CacheableData(Protocol):
-    """What a data set needs to be cached: its items never change. `ImageFolder` and `ToyFaces` are such.
-
-    Items are `[3, h, w]`, uint8, or floating point in [0, 1], which is rounded to 8 bits.
-    """
-
-    def __len__(self) -> int:
-        """Number of images."""
-
-    def __getitem__(self, index: int, /) -> Tensor:
-        """One image."""
+AUTOCASTS = (None, torch.bfloat16, torch.float16)
 
 
 class Disk(NamedTuple):
@@ -62,18 +65,6 @@ class Disk(NamedTuple):
 
     needed: int
     free: int
-
-
-class RowPixels(NamedTuple):
-    """Images and their rows in the cache.
-
-    Attributes:
-        rows: `[b]`, int64.
-        pixels: `[b, 3, h, w]`, uint8.
-    """
-
-    rows: Tensor
-    pixels: Tensor
 
 
 class _Batch(NamedTuple):
@@ -100,11 +91,12 @@ class CacheBuilder:
         dataset: CacheableData,
         folder: Path,
         *,
-        dtype: torch.dtype = torch.float16,
+        dtype: torch.dtype | str = torch.float16,
         flips: bool = False,
         batch_size: int = 16,
         autocast: torch.dtype | None = None,
         ranks: int = 1,
+        spare: int = SPARE_BYTES,
     ) -> None:
         """Plan a build, or the rest of one.
 
@@ -112,11 +104,12 @@ class CacheBuilder:
             backbone: Whose features are stored; on the device that they are to be computed on.
             dataset: Images that are the same whenever they are read.
             folder: The cache's folder; it may hold a part of this very cache.
-            dtype: torch.float16 or torch.bfloat16.
+            dtype: torch.float16 or torch.bfloat16, or their names.
             flips: Store the features of mirrored images too.
             batch_size: Images that the backbone gets at once.
             autocast: Precision that the backbone runs in; its own if None.
             ranks: Number of processes that share the work.
+            spare: Bytes to be left free on the disk.
 
         Raises:
             InvalidOptionError: If the data set's items are random, or the options cannot work.
@@ -124,12 +117,16 @@ class CacheBuilder:
             CacheMismatchError: If it holds a cache of other features.
         """
         check_positive(batch_size=batch_size, ranks=ranks)
+        check_backbone_type(backbone)
+        if autocast not in AUTOCASTS:
+            raise InvalidOptionError(f"autocast must be None, torch.bfloat16 or torch.float16, got {autocast!r}.")
         self.folder = folder
         self._backbone = backbone
         self._dataset = dataset
         self._batch_size = batch_size
         self._autocast = autocast
         self._ranks = ranks
+        self._spare = spare
         self._check_folder()
         self.manifest = self._plan(dtype, flips=flips)
         self._arrays: dict[str, NDArray[Any]] = {}
@@ -156,10 +153,11 @@ class CacheBuilder:
             FileWriteError: If it will not.
         """
         needed, free = self.disk
-        if needed and needed + SPARE_BYTES > free:
+        if needed and needed + self._spare > free:
             raise FileWriteError(
-                f"The features need {in_words(needed)} in {str(self.folder)!r}, where {in_words(free)} are free; choose"
-                " a folder on another disk, or a deeper node, whose features are smaller."
+                f"The features need {in_words(needed)} in {str(self.folder)!r}, beside {in_words(self._spare)} that are"
+                f" to be left, and {in_words(free)} are free; choose a folder on another disk, or a deeper node, whose"
+                " features are smaller."
             )
 
     def holding(self) -> AbstractContextManager[None]:
@@ -234,20 +232,30 @@ class CacheBuilder:
         missing = [shard for shard, summary in enumerate(summaries) if summary is None]
         if missing:
             raise CacheError(f"{len(missing)} of {len(summaries)} shards are missing in {str(self.folder)!r}.")
-        shards = [{kind: summary[kind] for kind in KINDS} for summary in summaries if summary is not None]
+        shards = [
+            {
+                **{kind: summary[kind] for kind in KINDS},
+                "items": summarise_file(shard_file(self.folder, shard, "items")),
+            }
+            for shard, summary in enumerate(summaries)
+            if summary is not None
+        ]
         replace(self.manifest, shards=shards).write(self.folder)
 
     @contextmanager
     def _holding(self) -> Iterator[None]:
-        with held(self.folder, CacheError(f"Another process is building the feature cache in {str(self.folder)!r}.")):
+        with held(self.folder, in_use(self.folder)):
             for leftover in self.folder.glob(".*.tmp"):
                 leftover.unlink(missing_ok=True)
             self.manifest.write(self.folder)
             yield
 
     def _check_folder(self) -> None:
-        if self.folder.exists() and not self.folder.is_dir():
-            raise CacheError(f"{str(self.folder)!r} is a file, not a folder.")
+        if self.folder == Path():
+            raise InvalidOptionError("A feature cache needs a folder of its own; none was named.")
+        for path in (self.folder, *self.folder.parents):
+            if path.exists() and not path.is_dir():
+                raise CacheError(f"{str(path)!r} is a file, not a folder.")
         if not (self.folder / MANIFEST_FILE).exists() and self.folder.exists():
             others = sorted(path.name for path in self.folder.iterdir() if path.name != LOCK_FILE)
             if others:
@@ -255,8 +263,8 @@ class CacheBuilder:
                     f"{str(self.folder)!r} holds other files ({', '.join(others[:3])}); choose a folder of its own."
                 )
 
-    def _plan(self, dtype: torch.dtype, *, flips: bool) -> Manifest:
-        sizes = _check_repeatable(self._dataset)
+    def _plan(self, dtype: torch.dtype | str, *, flips: bool) -> Manifest:
+        sizes = check_repeatable(self._dataset)
         features = self._backbone.feature_shape(sizes)
         rows = len(self._dataset)
         manifest = Manifest(
@@ -304,7 +312,8 @@ class CacheBuilder:
             self._writing = self._writer.submit(self._write, span, self._arrays)
 
     def _write(self, span: range, arrays: Mapping[str, NDArray[Any]]) -> None:
-        items = [tuple(describe_item(self._dataset, row)) for row in span]
+        images = torch.from_numpy(arrays["images"])
+        items = [tuple(describe_item(self._dataset, row, image)) for row, image in zip(span, images, strict=True)]
         write_shard(self.folder, span.start // self.manifest.rows_per_shard, arrays, items)
 
     def _wait(self) -> None:
@@ -316,9 +325,13 @@ class CacheBuilder:
         fine = batch.features.isfinite().flatten(1).all(dim=1)
         if fine.all():
             return
-        name = describe_item(self._dataset, batch.rows[int(fine.int().argmin())]).name
-        advice = ", or beyond the 65504 that float16 reaches; try bfloat16" if self.manifest.dtype == "float16" else ""
-        raise FeatureValueError(f"The features of {name!r} are not finite{advice}.")
+        place = int(fine.int().argmin())
+        name = describe_item(self._dataset, batch.rows[place], batch.pixels[place]).name
+        float16 = (
+            " or too large for float16 (above 65504); bfloat16 stores large ones (transfervae cache --dtype bfloat16)"
+        )
+        reason = float16 if self.manifest.dtype == "float16" else ""
+        raise FeatureValueError(f"The features of {name!r} are not finite{reason}.")
 
 
 def compute_all(
@@ -354,29 +367,10 @@ def compute_all(
         builder.close()
 
 
-def pixel_loader(
-    dataset: CacheableData, batches: Sequence[Sequence[int]], *, workers: int = 0
-) -> DataLoader[RowPixels]:
-    """Images of given rows in given batches, with their rows."""
-    return DataLoader(
-        _PixelBatches(dataset, batches), batch_size=None, num_workers=workers, pin_memory=torch.cuda.is_available()
-    )
-
-
-def identify_data(dataset: CacheableData) -> dict[str, Any]:
-    """What a data set says of itself; kind and length for one that says nothing."""
-    identity: dict[str, Any] | None = getattr(dataset, "identity", None)
-    return {"kind": type(dataset).__name__} if identity is None else dict(identity)
-
-
-def describe_item(dataset: CacheableData, row: int) -> ItemRecord:
-    """Name, size and time of change of an item's file; the number alone for a data set that has no files."""
-    describe: Callable[[int], ItemRecord] | None = getattr(dataset, "describe_item", None)
-    return ItemRecord(f"item {row}", 0, 0) if describe is None else describe(row)
-
-
 def check_items(manifest: Manifest, dataset: CacheableData, folder: Path, *, is_whole: bool = False) -> None:
     """Make sure that the items of a data set are those that the shards in a folder were made of.
+
+    Files are compared one by one; of a data set without files some items are read.
 
     Args:
         manifest: Of the cache in the folder.
@@ -388,19 +382,38 @@ def check_items(manifest: Manifest, dataset: CacheableData, folder: Path, *, is_
         CacheMismatchError: If files are other ones or have changed; the first is named.
         CacheError: If a shard's list is missing or cannot be read.
     """
+    probes = None if has_files(dataset) else set(probe_rows(manifest.rows))
     for shard in range(manifest.count):
         items = read_items(folder, manifest, shard)
         if items is None and is_whole:
             path = shard_file(folder, shard, "items")
             raise CacheError(f"{str(path)!r} is missing; run the command that built the cache again.")
         for row, before in zip(manifest.shard_rows(shard), items or (), strict=items is not None):
+            if probes is not None and row not in probes:
+                continue
             now = describe_item(dataset, row)
             if before != now:
                 manifest.refuse([_describe_change(before, now)], folder)
 
 
+def in_use(folder: Path) -> CacheInUseError:
+    """What is raised if another process builds in a folder."""
+    return CacheInUseError(f"Another process is building the feature cache in {str(folder)!r}.")
+
+
 def delete_cache(folder: Path) -> None:
-    """Delete a cache, whole or not; files that are none of it stay."""
+    """Delete a cache, whole or not; files that are none of it stay.
+
+    Raises:
+        CacheInUseError: If another process is building it.
+        FileWriteError: If the folder cannot be written to.
+    """
+    if folder.is_dir():
+        with held(folder, in_use(folder)):
+            _delete_files(folder)
+
+
+def _delete_files(folder: Path) -> None:
     for pattern in (MANIFEST_FILE, *(f"{'[0-9]' * 5}*.{suffix}" for suffix in ("npy", "json"))):
         for path in folder.glob(pattern):
             path.unlink(missing_ok=True)
@@ -412,35 +425,6 @@ def in_words(count: int) -> str:
         if count >= size:
             return f"{count / size:.1f} {unit}"
     return f"{count / 1000:.1f} kB"
-
-
-class _PixelBatches(Dataset[RowPixels]):
-    """Whole batches as items: the engine does not take an order of batches as it is."""
-
-    def __init__(self, dataset: CacheableData, batches: Sequence[Sequence[int]]) -> None:
-        self._dataset = dataset
-        self._batches = batches
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def __getitem__(self, index: int) -> RowPixels:
-        rows = self._batches[index]
-        return RowPixels(torch.tensor(rows), torch.stack([as_pixels(self._dataset[row]) for row in rows]))
-
-
-def as_pixels(item: object) -> Tensor:
-    """An image `[3, h, w]` in 8 bits; floating point ones in [0, 1] are rounded.
-
-    Raises:
-        InvalidOptionError: If the item is no image.
-    """
-    if not isinstance(item, Tensor) or item.ndim != 3 or item.shape[0] != 3:
-        given = list(item.shape) if isinstance(item, Tensor) else type(item).__name__
-        raise InvalidOptionError(f"Items must be images [3, h, w] to be cached, got {given}.")
-    if item.dtype == torch.uint8:
-        return item
-    return (item * 255).round().clamp(0, 255).to(torch.uint8)
 
 
 def _start_copy(rows: Sequence[int], pixels: Tensor, features: Tensor) -> _Batch:
@@ -455,30 +439,11 @@ def _start_copy(rows: Sequence[int], pixels: Tensor, features: Tensor) -> _Batch
     return _Batch(rows, copies[0], copies[1], copied)
 
 
-def _check_repeatable(dataset: CacheableData) -> tuple[int, int]:
-    """The size of a data set's images, which must be the same whenever they are read."""
-    count = len(dataset)
-    if not count:
-        raise InvalidOptionError("There are no images to cache.")
-    probes = sorted({i * (count - 1) // max(1, PROBES - 1) for i in range(PROBES)})
-    first = [as_pixels(dataset[i]) for i in probes]
-    if len({tuple(pixels.shape) for pixels in first}) > 1:
-        raise InvalidOptionError("Images must all have one size to be cached; the data set gives several.")
-    for _ in range(PROBES * READINGS // len(probes) - 1):
-        if any(not torch.equal(pixels, as_pixels(dataset[i])) for i, pixels in zip(probes, first, strict=True)):
-            raise InvalidOptionError(
-                "The images differ from one reading to the next: the data set transforms them at random, and a cache"
-                " would freeze one draw. Leave the random transforms out; mirrored images can be cached with flips."
-            )
-    height, width = first[0].shape[-2:]
-    return height, width
-
-
-def _name_dtype(dtype: torch.dtype) -> str:
-    names = {value: name for name, value in DTYPES.items()}
-    if dtype not in names:
-        raise UnknownNameError("type to store features in", str(dtype).removeprefix("torch."), DTYPES)
-    return names[dtype]
+def _name_dtype(dtype: torch.dtype | str) -> str:
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise UnknownNameError("type to store features in", name, DTYPES)
+    return name
 
 
 def _describe_change(before: ItemRecord, now: ItemRecord) -> str:

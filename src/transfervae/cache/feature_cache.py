@@ -1,5 +1,6 @@
 """Reading a feature cache."""
 
+import operator
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -15,10 +16,11 @@ from torch.utils.data import Dataset, get_worker_info
 from typing_extensions import override
 
 from transfervae.backbones import FrozenBackbone
-from transfervae.cache.builder import CacheableData, CacheBuilder, check_items, compute_all, identify_data
+from transfervae.cache.builder import CacheBuilder, check_items, compute_all
 from transfervae.cache.manifest import Manifest
 from transfervae.cache.sampler import WindowSampler
 from transfervae.cache.shards import Shard, check_contents, check_sizes, map_shard, read_summary, to_features
+from transfervae.cache.source import CacheableData, as_pixels, identify_data
 from transfervae.checkpoint import LOCK_FILE
 from transfervae.errors import CacheError, InvalidOptionError
 from transfervae.shapes import check_positive
@@ -76,7 +78,7 @@ class FeatureCache(Dataset[CachedItem]):
         dataset: CacheableData,
         folder: str | os.PathLike[str],
         *,
-        dtype: torch.dtype = torch.float16,
+        dtype: torch.dtype | str = torch.float16,
         flips: bool = False,
         batch_size: int = 16,
         workers: int = 0,
@@ -128,7 +130,7 @@ class FeatureCache(Dataset[CachedItem]):
             InvalidOptionError: If mirrored features are asked for and were not stored.
             CacheError: If the shard is damaged.
         """
-        row, is_mirrored = key if isinstance(key, tuple) else (key, False)
+        row, is_mirrored = _parse_key(key)
         if not -len(self) <= row < len(self):
             raise IndexError(f"row {row} of {len(self)}")
         shard, place = divmod(row % len(self), self.manifest.rows_per_shard)
@@ -154,12 +156,15 @@ class FeatureCache(Dataset[CachedItem]):
             flips: Mirror every other item, drawn anew in every epoch.
 
         Raises:
-            InvalidOptionError: If mirrored features are asked for and were not stored.
+            InvalidOptionError: If mirrored features are asked for and were not stored, or there are no such rows.
         """
         if flips:
             self.check_flips()
+        chosen = range(len(self)) if rows is None else rows
+        if len(chosen) and not 0 <= min(chosen) <= max(chosen) < len(self):
+            raise InvalidOptionError(f"rows must be from 0 to {len(self) - 1}, got {min(chosen)} to {max(chosen)}.")
         return WindowSampler(
-            range(len(self)) if rows is None else rows,
+            chosen,
             rows_per_shard=self.manifest.rows_per_shard,
             shards_per_window=self._window,
             rank=rank,
@@ -179,7 +184,7 @@ class FeatureCache(Dataset[CachedItem]):
             CacheMismatchError: Naming what differs.
             CacheError: If the list of the images that a shard was made of is missing or damaged.
         """
-        size = self.manifest.image_size if dataset is None else getattr(dataset, "image_size", self.manifest.image_size)
+        size = self.manifest.image_size if dataset is None else _size_of(dataset)
         self.manifest.check_backbone(backbone, size, self.folder)
         if dataset is None:
             return
@@ -227,6 +232,22 @@ class FeatureCache(Dataset[CachedItem]):
         return self._mapped[shard]
 
 
+def _size_of(dataset: CacheableData) -> tuple[int, int]:
+    size: tuple[int, int] | None = getattr(dataset, "image_size", None)
+    if size is not None or not len(dataset):
+        return size or (0, 0)
+    height, width = as_pixels(dataset[0]).shape[-2:]
+    return height, width
+
+
+def _parse_key(key: object) -> tuple[int, bool]:
+    row, is_mirrored = key if isinstance(key, tuple) and len(key) == 2 else (key, False)
+    try:
+        return operator.index(row), bool(is_mirrored)
+    except TypeError:
+        raise TypeError(f"A cache is indexed by a row, or by (row, mirrored), got {key!r}.") from None
+
+
 def _is_checker(shard: int) -> bool:
     """Whether it is for this process to compare a shard's checksum: one of a loader's workers does."""
     worker = get_worker_info()
@@ -236,6 +257,8 @@ def _is_checker(shard: int) -> bool:
 def _incomplete_message(folder: Path, manifest: Manifest) -> str:
     done = sum(read_summary(folder, shard) is not None for shard in range(manifest.count))
     state = f"The feature cache in {str(folder)!r} is incomplete ({done} of {manifest.count} shards)"
+    if done == manifest.count:
+        state = f"The feature cache in {str(folder)!r} has all its shards, but its manifest was not finished"
     if _is_held(folder):
         return f"{state} and another process is building it; wait for that."
     return f"{state}; run the command that began it again: it goes on where it stopped."

@@ -12,7 +12,7 @@ import torch
 
 from transfervae.backbones import FrozenBackbone
 from transfervae.checkpoint import write_json
-from transfervae.errors import CacheError, CacheMismatchError
+from transfervae.errors import CacheError, CacheMismatchError, InvalidOptionError
 
 FORMAT_KEY = "transfervae_cache"
 FORMAT = 1
@@ -104,7 +104,7 @@ class Manifest:
                 f"There is no feature cache in {str(folder)!r}; build one with transfervae cache DATA --out"
                 f" {str(folder)!r}."
             ) from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise CacheError(f"{str(path)!r} cannot be read as a cache's manifest: {error}") from error
         return parse_manifest(values, path)
 
@@ -123,6 +123,7 @@ class Manifest:
         Raises:
             CacheMismatchError: Naming what differs.
         """
+        check_backbone_type(backbone)
         mine = {**_identify(self.backbone, self.preprocessing), "image size": tuple(self.image_size)}
         theirs = {**identify(backbone), "image size": tuple(image_size)}
         self.refuse(_differences(mine, theirs), folder)
@@ -151,6 +152,18 @@ class Manifest:
         data = {f"data {key}": value for key, value in self.data.items()}
         size = {"image size": tuple(self.image_size)}
         return {**_identify(self.backbone, self.preprocessing), **size, **asked, **data}
+
+
+def check_backbone_type(backbone: object) -> None:
+    """Make sure that what is said to be a backbone is one.
+
+    Raises:
+        InvalidOptionError: If it is not.
+    """
+    if not isinstance(backbone, FrozenBackbone):
+        name = type(backbone).__name__
+        advice = "; pass vae.backbone" if hasattr(backbone, "backbone") else "; create_backbone makes one"
+        raise InvalidOptionError(f"backbone must be a FrozenBackbone, got {name}{advice}.")
 
 
 def row_bytes(image_size: Sequence[int], feature_shape: Sequence[int], *, flips: bool) -> int:

@@ -9,6 +9,9 @@ from torch import Tensor
 from torch.utils.data import Sampler
 from typing_extensions import override
 
+from transfervae.errors import InvalidOptionError
+from transfervae.shapes import check_positive, check_seed
+
 SEED_STRIDE = 1_000_003
 
 Key = int | tuple[int, bool]
@@ -48,7 +51,14 @@ class WindowSampler(Sampler[Key]):
             world: Number of processes.
             seed: Of the order and the mirroring.
             flips: Deal (row, mirrored) instead of rows, each mirrored with probability 1/2.
+
+        Raises:
+            InvalidOptionError: If a number is out of range.
         """
+        check_positive(world=world, shards_per_window=shards_per_window)
+        check_seed(seed)
+        if not 0 <= rank < world:
+            raise InvalidOptionError(f"rank must be from 0 to {world - 1}, got {rank}.")
         self._rows = torch.as_tensor(rows, dtype=torch.int64)
         self._window = None if rows_per_shard is None else rows_per_shard * shards_per_window
         self._rows_per_shard = rows_per_shard or 1

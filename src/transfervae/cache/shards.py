@@ -20,6 +20,7 @@ from transfervae.data import ItemRecord
 from transfervae.errors import CacheError
 
 KINDS = ("features", "images")
+FILES = (*KINDS, "items")
 FEATURE_TYPES = MappingProxyType({"float16": "<f2", "bfloat16": "<u2"})
 CHUNK = 2**24
 
@@ -118,18 +119,24 @@ def check_sizes(folder: Path, manifest: Manifest) -> None:
         CacheError: If one is missing, truncated, or longer.
     """
     for shard, summary in enumerate(manifest.shards or ()):
-        for kind in KINDS:
+        for kind in FILES:
             path = shard_file(folder, shard, kind)
             try:
                 expected, _ = int(summary[kind]["bytes"]), int(summary[kind]["crc32"])
             except (KeyError, TypeError, ValueError) as error:
                 raise CacheError(
-                    f"The manifest in {str(folder)!r} was edited: shard {shard} has no {error}."
+                    f"The manifest in {str(folder)!r} was edited: shard {shard} has no size and checksum of its {kind}."
                 ) from error
             found = _size(path)
             if found != expected:
                 state = "is missing" if found is None else f"has {found} bytes instead of {expected}"
                 raise CacheError(f"{str(path)!r} {state}; {_repair(folder, shard)}.")
+
+
+def summarise_file(path: Path) -> dict[str, int]:
+    """A file's bytes and CRC-32."""
+    content = path.read_bytes()
+    return {"bytes": len(content), "crc32": zlib.crc32(content)}
 
 
 def map_shard(folder: Path, manifest: Manifest, shard: int) -> Shard:
@@ -147,7 +154,7 @@ def check_contents(folder: Path, manifest: Manifest, shard: int) -> None:
     Raises:
         CacheError: If a file is not the one that was written.
     """
-    for kind in KINDS:
+    for kind in FILES:
         path = shard_file(folder, shard, kind)
         if _checksum(path) != (manifest.shards or ())[shard][kind]["crc32"]:
             raise CacheError(f"{str(path)!r} was changed after it was written; {_repair(folder, shard)}.")
@@ -189,7 +196,10 @@ def _size(path: Path) -> int | None:
 
 def _checksum(path: Path) -> int:
     value = 0
-    with path.open("rb", buffering=0) as file:
-        while chunk := file.read(CHUNK):
-            value = zlib.crc32(chunk, value)
+    try:
+        with path.open("rb", buffering=0) as file:
+            while chunk := file.read(CHUNK):
+                value = zlib.crc32(chunk, value)
+    except OSError as error:
+        raise CacheError(f"{str(path)!r} cannot be read: {error.strerror}.") from error
     return value

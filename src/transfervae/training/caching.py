@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,10 +19,12 @@ from typing_extensions import override
 
 from transfervae.backbones import FrozenBackbone
 from transfervae.cache import DTYPES, CacheBuilder, FeatureCache, Manifest
-from transfervae.cache.builder import CacheableData, RowPixels, delete_cache, in_words, pixel_loader
+from transfervae.cache.builder import SPARE_BYTES, delete_cache, in_words
 from transfervae.cache.manifest import MANIFEST_FILE
+from transfervae.cache.source import CacheableData, RowPixels, pixel_loader
 from transfervae.errors import (
     CacheError,
+    CacheInUseError,
     CacheMismatchError,
     FeatureValueError,
     FileWriteError,
@@ -33,13 +35,39 @@ from transfervae.execution import PRECISIONS, Execution
 from transfervae.model import TransferVAE
 from transfervae.training.engine import is_first_process, make_trainer, quiet_engine, run_interruptibly
 from transfervae.training.images import RunImages
-from transfervae.training.options import AUTO, EngineOptions, TrainOptions
+from transfervae.training.options import EngineOptions, TrainOptions
 from transfervae.training.run_folder import RunFolder
 
 OFF = "off"
+RUN_FILES = 11
+"""A run writes so many times its parameters: two checkpoints and one aside, each with two moments, and the model."""
 
 
-def prepare_cache(
+def open_cache(
+    folder: str | os.PathLike[str], options: TrainOptions, images: RunImages, vae: TransferVAE, console: Console
+) -> FeatureCache:
+    """Open a cache that a run is to read.
+
+    Raises:
+        CacheError: If it is missing, incomplete or damaged.
+        CacheMismatchError: If it belongs to another backbone, size or data set.
+        InvalidOptionError: If the run's images are transformed, or to be mirrored and the cache's are not.
+    """
+    if images.transform is not None:
+        raise InvalidOptionError(
+            "Images that pass through a transform have no features in a cache; leave the transform or the cache out."
+        )
+    cache = FeatureCache(folder)
+    cache.check(vae.backbone, images.dataset if is_first_process() else None)
+    if options.flips:
+        cache.check_flips()
+    if is_first_process():
+        what = f"{cache.manifest.dtype}, computed in {cache.manifest.computed_in}"
+        console.print(f"features of {len(cache)} images from {escape(str(folder))} ({what})", soft_wrap=True)
+    return cache
+
+
+def keep_features(
     engine: EngineOptions,
     options: TrainOptions,
     images: RunImages,
@@ -48,21 +76,18 @@ def prepare_cache(
     *,
     execution: Execution,
     is_resumed: bool,
+    world_size: int,
     console: Console,
 ) -> FeatureCache | None:
-    """Open the cache that a run reads, or build the run's own; None if features are to be computed in every epoch.
+    """Build the run's own cache; None if features are to be computed in every epoch instead, which is said.
 
     What an earlier run that got nowhere has left in the run's folder, of other features, is deleted.
 
     Raises:
-        CacheError: If a cache was named that is missing, incomplete or damaged.
-        CacheMismatchError: If it belongs to another backbone, size or data set.
-        InvalidOptionError: If a cache was named, and the run's images are transformed.
+        CacheInUseError: If another process builds in the same folder.
+        FeatureValueError: If features are not finite, of several processes that are not all there yet.
+        FileWriteError: If the disk is too small or full, likewise.
     """
-    if engine.cache == OFF:
-        return None
-    if engine.cache != AUTO:
-        return _open_named(Path(engine.cache), options, images, vae)
     reason = _reason_against(options, images)
     build = partial(
         build_cache,
@@ -74,13 +99,19 @@ def prepare_cache(
         execution=execution,
         engine=engine,
         workers=images.workers,
+        spare=SPARE_BYTES + RUN_FILES * sum(4 * parameter.numel() for parameter in vae.trainable_parameters()),
         console=console,
     )
     if reason is None:
         try:
             return build() if is_resumed else _replacing(build, folder.features)
         except (FeatureValueError, FileWriteError) as error:
+            if world_size > 1 and not is_initialized():
+                raise  # the processes to come would build, and wait for this one
             reason = str(error)
+            if is_first_process():
+                with suppress(FileWriteError):
+                    delete_cache(folder.features)
     if is_first_process():
         console.print(f"features are computed in every epoch: {escape(reason)}", soft_wrap=True, highlight=False)
     return None
@@ -97,6 +128,7 @@ def build_cache(
     execution: Execution | None = None,
     engine: EngineOptions | None = None,
     workers: int = 0,
+    spare: int = SPARE_BYTES,
     console: Console | None = None,
 ) -> FeatureCache:
     """Compute what a cache lacks on the engine's devices, and open it; each process writes shards of its own.
@@ -113,6 +145,7 @@ def build_cache(
         execution: Precision and memory layout; float32 and contiguous if None.
         engine: Devices and so on.
         workers: Processes that read images.
+        spare: Bytes to be left free on the disk.
         console: Where to print; nothing is printed if None.
 
     Returns:
@@ -139,6 +172,7 @@ def build_cache(
         batch_size=batch_size,
         autocast=way.dtype,
         ranks=trainer.world_size,
+        spare=spare,
     )
     if builder.is_whole:
         return FeatureCache(folder)
@@ -276,8 +310,8 @@ def _replacing(build: Callable[[], FeatureCache], folder: Path) -> FeatureCache:
     """Build, in place of what does not fit."""
     try:
         return build()
-    except (CacheMismatchError, CacheError):
-        if not is_first_process():
+    except (CacheMismatchError, CacheError) as error:
+        if not is_first_process() or isinstance(error, CacheInUseError):
             raise
         delete_cache(folder)
         return build()
@@ -309,15 +343,3 @@ def _reason_against(options: TrainOptions, images: RunImages) -> str | None:
     if options.epochs == 1:
         return "there is only one"
     return None
-
-
-def _open_named(folder: Path, options: TrainOptions, images: RunImages, vae: TransferVAE) -> FeatureCache:
-    if images.transform is not None:
-        raise InvalidOptionError(
-            "Images that pass through a transform have no features in a cache; leave the transform or the cache out."
-        )
-    cache = FeatureCache(folder)
-    cache.check(vae.backbone, images.dataset if is_first_process() else None)
-    if options.flips:
-        cache.check_flips()
-    return cache

@@ -162,7 +162,14 @@ class _LiveImages(Dataset[Tensor]):
         index, is_mirrored = key if isinstance(key, tuple) else (key, False)
         image = self._images[index]
         image = image.flip(-1) if is_mirrored else image
-        return image if self._transform is None else self._transform(image)
+        return image if self._transform is None else _checked(self._transform(image), image)
+
+
+def _checked(changed: object, image: Tensor) -> Tensor:
+    if not isinstance(changed, Tensor) or changed.shape != image.shape:
+        given = list(changed.shape) if isinstance(changed, Tensor) else type(changed).__name__
+        raise InvalidOptionError(f"The transform must give a tensor {list(image.shape)}, as it was given, got {given}.")
+    return changed
 
 
 def open_images(

@@ -1,6 +1,7 @@
 """What a training run is: options that decide its result, and options of the engine that carries it out."""
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -149,14 +150,15 @@ class EngineOptions:
     precision: str = "auto"
     memory_format: str = "auto"
     compile: bool = False
-    cache: str = "auto"
+    cache: str | os.PathLike[str] = "auto"
     workers: int | None = None
 
     def __post_init__(self) -> None:
         check_positive(num_nodes=self.num_nodes)
         if self.memory_format not in MEMORY_FORMATS:
             raise UnknownNameError("memory format", self.memory_format, MEMORY_FORMATS)
-        if not self.cache:
-            raise InvalidOptionError("cache must be auto, off, or the folder of a feature cache; it is empty.")
+        if not isinstance(self.cache, str | os.PathLike) or not os.fspath(self.cache):
+            raise InvalidOptionError(f"cache must be auto, off, or the folder of a feature cache, got {self.cache!r}.")
+        object.__setattr__(self, "cache", os.fspath(self.cache))
         if self.workers is not None and self.workers < 0:
             raise InvalidOptionError(f"workers must be at least 0, got {self.workers}.")

@@ -27,7 +27,7 @@ from transfervae.evaluation import evaluate, mean_image_rmse
 from transfervae.heads import DeterministicHead
 from transfervae.model import TransferVAE, build_vae
 from transfervae.pictures import write_architecture, write_reconstructions, write_samples
-from transfervae.training.caching import OFF, build_cache, prepare_cache
+from transfervae.training.caching import OFF, build_cache, keep_features, open_cache
 from transfervae.training.checkpoint_io import SafetensorsIO
 from transfervae.training.engine import is_first_process, make_trainer, quiet_engine, run_interruptibly
 from transfervae.training.images import RunImages, Transform
@@ -127,13 +127,24 @@ def train(
             held.enter_context(folder.locked())
             _check_claim(folder, images, resume=resume)
             _describe(console, images, vae)
+        if engine.cache not in {AUTO, OFF}:
+            images.cache = open_cache(engine.cache, options, images, vae, console)
         engine, execution = settle_execution(engine, vae, trainer, batch_size=options.batch_size, console=console)
         if is_first_process():
             _claim(folder, options, engine, images)
             write_architecture(folder.architecture, vae)
-        images.cache = prepare_cache(
-            engine, options, images, vae, folder, execution=execution, is_resumed=resume, console=console
-        )
+        if engine.cache == AUTO:
+            images.cache = keep_features(
+                engine,
+                options,
+                images,
+                vae,
+                folder,
+                execution=execution,
+                is_resumed=resume,
+                world_size=trainer.world_size,
+                console=console,
+            )
         checkpoint = str(folder.last) if resume and folder.last.exists() else None
         module = VAEModule(vae, options, execution=execution, compiled=engine.compile)
         run_interruptibly(trainer, lambda: trainer.fit(module, datamodule=images, ckpt_path=checkpoint))

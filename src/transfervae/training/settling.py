@@ -46,7 +46,7 @@ def settle_execution(
     way = Execution(precisions[-1], layouts[-1])
     if len(precisions) * len(layouts) > 1:
         precision, _, layout = os.environ.get(VARIABLE, "").partition(",")
-        if trainer.world_size > 1 and precision in precisions and layout in layouts:
+        if not is_first_process() and precision in precisions and layout in layouts:
             way = Execution(precision, layout)
         elif _can_tell_others(trainer):
             way = _measure(vae.to(trainer.strategy.root_device), precisions, layouts, batch_size, console)
