@@ -1,5 +1,5 @@
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import pytest
 import torch
@@ -150,7 +150,7 @@ def test_every_way_gives_nearly_the_same(way: Execution) -> None:
 
 def test_a_way_that_the_network_cannot_be_computed_in_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     vae = make_vae("resnet")
-    compute = vae.backbone.network.forward
+    compute: Callable[[torch.Tensor], torch.Tensor] = vae.backbone.network.forward
 
     def refuse(images: torch.Tensor) -> torch.Tensor:
         if torch.is_autocast_enabled("cpu"):

@@ -316,6 +316,7 @@ def test_any_edit_of_the_manifest_ends_in_an_error_of_ours(
     assert values[field] == value or field in ("computed_in", "preprocessing", "data", "backbone"), (field, value)
 
 
+@pytest.mark.usefixtures("without_shape_checks")
 @pytest.mark.parametrize("key", [slice(0, 2), [0], "3", None, 1.5, (1,), (1, True, 2)])
 def test_only_a_row_or_a_row_and_its_mirroring_is_an_index(key: object, tmp_path: Path) -> None:
     cache = FeatureCache.build(tiny_backbone(), Noise(), tmp_path)

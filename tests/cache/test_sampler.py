@@ -144,6 +144,6 @@ def test_about_half_are_mirrored_and_each_item_at_times() -> None:
 
 
 @pytest.mark.parametrize("options", [{"rank": -1}, {"rank": 2}, {"world": 0}, {"seed": -1}, {"shards_per_window": 0}])
-def test_numbers_out_of_range_are_refused(options: dict[str, int]) -> None:
+def test_numbers_out_of_range_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(InvalidOptionError):
-        WindowSampler(range(4), **{"world": 2, **options})
+        WindowSampler(range(4), **({"world": 2} | options))

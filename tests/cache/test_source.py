@@ -85,6 +85,7 @@ def test_one_image_of_another_size_is_named(tmp_path: Path) -> None:
         FeatureCache.build(tiny_backbone(), Listed(images), tmp_path / "cache")
 
 
+@pytest.mark.usefixtures("without_shape_checks")
 def test_a_model_is_no_backbone(tmp_path: Path) -> None:
     class Model(torch.nn.Module):
         backbone = tiny_backbone()

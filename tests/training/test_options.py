@@ -47,6 +47,7 @@ def test_an_impossible_image_size_is_refused() -> None:
         TrainOptions(image_size=(0, 3))
 
 
+@pytest.mark.usefixtures("without_shape_checks")
 def test_a_cache_may_be_a_path() -> None:
     assert EngineOptions(cache=Path("features")).cache == "features"
     for wrong in ("", 5, True, None):

@@ -240,7 +240,7 @@ def _size_of(dataset: CacheableData) -> tuple[int, int]:
     return height, width
 
 
-def _parse_key(key: object) -> tuple[int, bool]:
+def _parse_key(key: Any) -> tuple[int, bool]:
     row, is_mirrored = key if isinstance(key, tuple) and len(key) == 2 else (key, False)
     try:
         return operator.index(row), bool(is_mirrored)
