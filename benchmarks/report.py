@@ -67,6 +67,16 @@ that operations read and write with those of a large copy; caches take the latte
 models leave both low.
 """
 
+LIMITS = """
+A step from the cache takes as long as head and decoder alone: reading costs next to nothing, and what is left is the
+decoder. Its speed is bound by memory rather than by arithmetic, as its small share of the matrix product's rate shows. In
+a profile, convolutions take about a third of the step; group normalisation, whose backward pass is the longest single
+operation, about as much; activations, upsampling, casts to bfloat16 and Adam take the rest. Tried to go beyond it: the
+other memory layout and `torch.compile` were both slower on this machine. A larger threshold of the C library's allocator
+(`MALLOC_MMAP_THRESHOLD_`, `MALLOC_TRIM_THRESHOLD_`) saves page faults and some per cent, but belongs to the user's
+process, so the library leaves it alone.
+"""
+
 
 def main() -> None:
     """Write the page and, unless they are left out, the plots."""
@@ -98,6 +108,8 @@ def page(reports: Mapping[str, Report | None], overhead: Report | None) -> Itera
     yield "## Targets\n"
     yield "Two CPU cores, VGG19 at `block5_pool`, 128x128 images, batch 16, 128 latent dimensions:\n"
     yield from target_table(cpu_targets(reports["cpu"], reports["scale"]))
+    if reports["cpu"] is not None:
+        yield LIMITS
     yield "\nAn NVIDIA GPU:\n"
     yield from target_table(cuda_targets(reports["cuda"]))
     yield "\n## On a CPU\n"

@@ -181,6 +181,14 @@ def test_figures_of_the_nodes_are_those_of_the_runs() -> None:
     assert report["command"] in page
 
 
+def test_figures_of_the_cached_run_are_those_of_the_runs() -> None:
+    page = (DOCS / "guides" / "cache.md").read_text()
+    report = json.loads((DOCS / "results" / "cache.json").read_text())
+    assert report["command"] in page
+    for row in report["results"]:
+        assert f"| {row['cache']} | {row['seconds']:.1f} | {row['rmse']:.4f} |" in page
+
+
 def test_figures_of_the_coverage_are_those_of_the_run() -> None:
     figures = json.loads((DOCS / "results" / "coverage.json").read_text())
     page = (DOCS / "backbones.md").read_text()
