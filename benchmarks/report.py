@@ -69,12 +69,12 @@ models leave both low.
 
 LIMITS = """
 A step from the cache takes as long as head and decoder alone: reading costs next to nothing, and what is left is the
-decoder. Its speed is bound by memory rather than by arithmetic, as its small share of the matrix product's rate shows. In
-a profile, convolutions take about a third of the step; group normalisation, whose backward pass is the longest single
-operation, about as much; activations, upsampling, casts to bfloat16 and Adam take the rest. Tried to go beyond it: the
-other memory layout and `torch.compile` were both slower on this machine. A larger threshold of the C library's allocator
-(`MALLOC_MMAP_THRESHOLD_`, `MALLOC_TRIM_THRESHOLD_`) saves page faults and some per cent, but belongs to the user's
-process, so the library leaves it alone.
+decoder. Its speed is bound by memory rather than by arithmetic, as its small share of the matrix product's rate shows.
+In a profile, convolutions take about a third of the step; group normalisation, whose backward pass is the longest
+single operation, about as much; activations, upsampling, casts to bfloat16 and Adam take the rest. Tried to go beyond
+it: the other memory layout and `torch.compile` were both slower on this machine. A larger threshold of the C library's
+allocator (`MALLOC_MMAP_THRESHOLD_`, `MALLOC_TRIM_THRESHOLD_`) saves page faults and some per cent, but belongs to the
+user's process, so the library leaves it alone.
 """
 
 
