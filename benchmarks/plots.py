@@ -37,7 +37,8 @@ def draw_all(
 def draw_curves(report: Report, path: Path, names: Mapping[str, str], axes: Mapping[str, str]) -> None:
     """Images per second, one panel a curve."""
     curves = report["curves"]
-    figure, panels = plt.subplots(1, len(curves), figsize=(4 * len(curves), 3.6), squeeze=False, layout="constrained")
+    size = (4 * len(curves), 3.6)
+    figure, panels = plt.subplots(1, len(curves), figsize=size, squeeze=False, sharey=True, layout="constrained")
     for panel, curve in zip(panels[0], curves, strict=True):
         draw_curve(panel, curve, names)
         panel.set(xlabel=axes[curve["axis"]], xscale="log", yscale="log")
