@@ -247,7 +247,9 @@ def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="a folder on a disk with room for the largest cache")
-    parser.add_argument("--gigabytes", nargs="*", type=float, default=[1, 5, 20], help="sizes of caches, in whole shards of 64 MiB")
+    parser.add_argument(
+        "--gigabytes", nargs="*", type=float, default=[1, 5, 20], help="sizes of caches, in whole shards of 64 MiB"
+    )
     parser.add_argument("--steps", type=int, default=2500, help="training steps on each cache")
     parser.add_argument("--keep", action="store_true", help="leave the caches there")
     parser.add_argument("--faces", type=int, default=200_000, help="drawn faces of the whole run; 0 for no run")
