@@ -3,11 +3,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := runs/demo
 
-.PHONY: demo test clean
+.PHONY: demo test test-quick clean
 
 demo: $(VENV)/demo
 	rm -rf $(DEMO)
-	$(BIN)/transfervae train --faces 3000 --image-size 64 --epochs 5 --out $(DEMO)
+	$(BIN)/transfervae train --dataset.faces 3000 --image-size 64 --epochs 5 --out $(DEMO)
 
 test: $(VENV)/test
 	$(BIN)/ruff check .
@@ -16,6 +16,11 @@ test: $(VENV)/test
 	$(BIN)/lint-imports
 	$(BIN)/pytest
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# For while one works: without real processes, whole trainings and other libraries' networks.
+test-quick: $(VENV)/test
+	$(BIN)/ruff check .
+	$(BIN)/pytest -m "not slow"
 
 $(VENV)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -23,8 +23,8 @@ import timm
 import torch
 
 from transfervae import GaussianHead, create_backbone, resize_decoder
-from transfervae.backbones import license_remark
-from transfervae.backbones.catalogue import BackboneDescription, describe_backbone, from_row, to_row
+from transfervae.backbones import BackboneDescription, describe_backbone, license_remark
+from transfervae.backbones.catalogue import from_row, to_row
 from transfervae.errors import ImageSizeError
 
 ROOT = Path(__file__).parents[1]
@@ -153,7 +153,7 @@ def try_non_square(description: BackboneDescription) -> str:
             return "no"
         backbone = create_backbone(description.name, image_size=wide, weights=None)
         backbone.feature_shape(wide)
-    return "created for it" if "image_size" in backbone.source.options else "as it is"
+    return "created for it" if "image_size" in backbone.provenance.options else "as it is"
 
 
 def write_results(rows: Sequence[dict[str, Any]]) -> None:

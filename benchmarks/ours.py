@@ -19,7 +19,7 @@ import transfervae as tv
 from transfervae.backbones import FrozenBackbone
 from transfervae.cache import CachedItem, FeatureCache
 from transfervae.data import ItemRecord
-from transfervae.execution import LAYOUTS, PRECISIONS, Execution, choose_execution, measure_executions
+from transfervae.execution import MEMORY_FORMATS, PRECISIONS, Execution, choose_execution, measure_executions
 from transfervae.shapes import unit_images
 
 AUTO = "auto"
@@ -67,7 +67,7 @@ class Steps:
         self.device = torch.device(options["device"])
         self.vae = self._build()
         self.execution = choose(self.vae, options)
-        self.vae.to(memory_format=self.execution.memory_format)
+        self.vae.to(memory_format=self.execution.torch_memory_format)
         self.optimizer = torch.optim.Adam(self.vae.trainable_parameters(), lr=1e-4, fused=True)  # as the trainer does
         self.images = random_images(options["batch"], options["image_size"], self.device)
         self.latent = torch.randn(options["batch"], *self.vae.latent_shape, device=self.device)
@@ -138,12 +138,12 @@ class Steps:
         options = self.options
         weights = "default" if options["backbone"] == "packaged" else None
         size, latent_dim = options["image_size"], options["latent_dim"]
-        return tv.build_vae(options["backbone"], image_size=size, latent_dim=latent_dim, weights=weights).to(
+        return tv.build_vae(tv.Spec(options["backbone"], weights=weights), image_size=size, latent_dim=latent_dim).to(
             self.device
         )
 
     def _place(self, images: Tensor) -> Tensor:
-        return images.contiguous(memory_format=self.execution.memory_format)
+        return images.contiguous(memory_format=self.execution.torch_memory_format)
 
     def _infer(self, run: Callable[[], Tensor]) -> Tensor:
         self.vae.eval()
@@ -161,11 +161,11 @@ class Steps:
 def choose(vae: tv.TransferVAE, options: dict[str, Any]) -> Execution:
     """The precision and layout asked for; where one is left to the library, the one that it chooses."""
     precisions = list(PRECISIONS) if options["precision"] == AUTO else [options["precision"]]
-    layouts = LAYOUTS if options["layout"] == AUTO else (options["layout"],)
-    if len(precisions) == len(layouts) == 1:
-        return Execution(precisions[0], layouts[0])
+    memory_formats = MEMORY_FORMATS if options["layout"] == AUTO else (options["layout"],)
+    if len(precisions) == len(memory_formats) == 1:
+        return Execution(precisions[0], memory_formats[0])
     return choose_execution(
-        measure_executions(vae, batch_size=options["batch"], precisions=precisions, layouts=layouts)
+        measure_executions(vae, batch_size=options["batch"], precisions=precisions, memory_formats=memory_formats)
     )
 
 

@@ -77,7 +77,7 @@ def forwards(name: str, batch: int) -> tuple[Callable[[], object], Callable[[], 
     """The network's own forward pass up to the last stage, and the backbone's."""
     backbone = tv.create_backbone(f"timm:{name}", weights=None)
     network: Any = backbone.network.get_submodule("network")
-    height, width = backbone.source.native_size or (224, 224)
+    height, width = backbone.provenance.native_size or (224, 224)
     images = torch.rand(batch, 3, height, width)
     normalised = backbone.normalise(images)
     stages = backbone.network.stages

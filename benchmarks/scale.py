@@ -61,10 +61,12 @@ def main() -> None:
         state.once(f"memory {gigabytes:g} GB", partial(measure_set, gigabytes, arguments))
     if arguments.faces:
         runs: dict[str, Callable[[], dict[str, Any]]] = {
-            "live epoch": lambda: run_training(arguments, "live", ["--cache", "off", "--epochs", "1"]),
+            "live epoch": lambda: run_training(arguments, "live", ["--engine.cache", "off", "--epochs", "1"]),
             "cache": lambda: run_cache(arguments),
             "cached epochs": lambda: run_training(
-                arguments, "cached", ["--cache", str(arguments.work / "features"), "--epochs", str(arguments.epochs)]
+                arguments,
+                "cached",
+                ["--engine.cache", str(arguments.work / "features"), "--epochs", str(arguments.epochs)],
             ),
         }
         for name, run in runs.items():
@@ -163,7 +165,7 @@ def run_training(arguments: argparse.Namespace, name: str, options: Sequence[str
     """Run `transfervae train`, and give images/s by epoch."""
     folder = arguments.work / name
     shutil.rmtree(folder, ignore_errors=True)
-    model = ["--width", str(arguments.width), "--out", str(folder)]
+    model = ["--decoder.width", str(arguments.width), "--out", str(folder)]
     result = run_command(["train", *common(arguments), *model, *options], arguments.work / f"{name}.log")
     with (folder / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -181,9 +183,13 @@ def run_cache(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def common(arguments: argparse.Namespace) -> list[str]:
     """What all commands are told."""
-    options = {"faces": arguments.faces, "image-size": arguments.image_size, "batch-size": arguments.batch_size}
+    options = {
+        "dataset.faces": arguments.faces,
+        "image-size": arguments.image_size,
+        "dataset.batch-size": arguments.batch_size,
+    }
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    return [*words, "--backbone", arguments.backbone, "--weights", arguments.weights]
+    return [*words, "--backbone", arguments.backbone, "--backbone.weights", arguments.weights]
 
 
 def run_command(words: Sequence[str], log: Path) -> dict[str, Any]:

@@ -17,9 +17,14 @@ from tests.families import FAMILIES, WIDE
 
 def make_vae(name: str) -> tv.TransferVAE:
     if name in FAMILIES:
-        return tv.build_vae(f"timm:{name}", image_size=FAMILIES[name], latent_dim=3, width=8, weights=None)
+        return tv.build_vae(
+            tv.Spec(f"timm:{name}", weights=None),
+            image_size=FAMILIES[name],
+            latent_dim=3,
+            decoder=tv.Spec("resize", width=8),
+        )
     backbone = make_blocks() if name == "blocks" else make_module()
-    return tv.build_vae(backbone, image_size=WIDE, latent_dim=3, width=8)
+    return tv.build_vae(backbone, image_size=WIDE, latent_dim=3, decoder=tv.Spec("resize", width=8))
 
 
 def make_blocks() -> tv.FrozenBackbone:

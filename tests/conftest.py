@@ -15,6 +15,33 @@ settings.register_profile(
 settings.load_profile("small")
 
 
+SLOW = (
+    "tests/backbones/test_catalogue.py",
+    "tests/backbones/test_families.py",
+    "tests/backbones/test_size_search.py",
+    "tests/backbones/test_weights.py",
+    "tests/contracts/",
+    "tests/extension/",
+    "tests/integration/",
+    "tests/interop/",
+    "tests/test_diffusers_view.py",
+    "tests/test_docs.py",
+)
+"""Files whose tests run real processes, whole trainings, or other libraries' networks."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what `make test-quick` leaves out."""
+    for item in items:
+        if (
+            item.nodeid.startswith(SLOW)
+            or "compile" in item.name
+            or "process" in item.name
+            or "completion" in item.name
+        ):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture
 def without_shape_checks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run as users do: without the import hook's checks, which would speak before the library's own."""

@@ -59,8 +59,7 @@ def make_vae(
         image_size=KINDS[kind].size,
         head=head,
         latent_dim=latent_dim,
-        decoder=decoder,
-        width=16,
+        decoder=tv.Spec(decoder, width=16),
     )
 
 

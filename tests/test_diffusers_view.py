@@ -24,7 +24,11 @@ def make_vae(*, size: int | tuple[int, int] = SIZE, channels: int = 4, determini
     torch.manual_seed(0)
     backbone = make_backbone("resnet")
     shape = backbone.feature_shape(size)
-    head: Any = DeterministicHead(tau=0.8) if deterministic else SpatialGaussianHead(shape[0], channels)
+    head: Any = (
+        DeterministicHead((1, 1, 1), tau=0.8)
+        if deterministic
+        else SpatialGaussianHead((shape[0], 1, 1), latent_dim=channels)
+    )
     return tv.TransferVAE(backbone, head, resize_decoder(head.latent_shape_for(shape), size, width=16)).eval()
 
 
@@ -228,7 +232,7 @@ def test_half_precision_works_throughout() -> None:
 def test_what_does_not_fit_is_refused() -> None:
     backbone = make_backbone("resnet")
     with pytest.raises(ShapeError, match=r"vectors \(5,\); build one with head=\"spatial\""):
-        tv.build_vae(backbone, image_size=SIZE, latent_dim=5, width=16).as_diffusers()
+        tv.build_vae(backbone, image_size=SIZE, latent_dim=5, decoder=tv.Spec("resize", width=16)).as_diffusers()
     view = make_vae().as_diffusers()
     with pytest.raises(ImageSizeError):
         view.encode(random_images(size=(SIZE, 96)))

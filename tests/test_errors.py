@@ -1,4 +1,5 @@
 import inspect
+import pickle
 
 import pytest
 from hypothesis import given
@@ -58,3 +59,16 @@ def test_many_names_are_not_listed() -> None:
 
 def test_a_missing_extra_s_message_says_how_to_install_it() -> None:
     assert "pip install 'transfervae[train]'" in str(errors.MissingExtraError("Drawing", "train"))
+
+
+@pytest.mark.parametrize("kind", [errors.TransferVAEError, *TREE])
+def test_every_error_survives_pickling_with_its_message(kind: type[Exception]) -> None:
+    given = {
+        errors.UnknownNameError: ("decoder", "resise", ["resize"]),
+        errors.UnknownOptionError: ("head", "latent", ["latent_dim"]),
+        errors.MissingExtraError: ("Drawing", "train"),
+    }.get(kind, ("what went wrong",))
+    error = kind(*given)
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is kind
+    assert str(again) == str(error) != ""

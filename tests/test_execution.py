@@ -12,7 +12,7 @@ from tests.samples import make_backbone, make_vae, random_images
 from transfervae import execution
 from transfervae.errors import InvalidOptionError
 from transfervae.execution import (
-    LAYOUTS,
+    MEMORY_FORMATS,
     PLAIN,
     PRECISIONS,
     WORTH_IT,
@@ -22,7 +22,7 @@ from transfervae.execution import (
     measure_executions,
 )
 
-WAYS = [Execution(precision, layout) for precision in PRECISIONS for layout in LAYOUTS]
+WAYS = [Execution(precision, memory_format) for precision in PRECISIONS for memory_format in MEMORY_FORMATS]
 SPEEDS = st.floats(0.01, 1e6)
 TRIALS = st.lists(st.tuples(st.sampled_from(WAYS), SPEEDS), min_size=1, unique_by=lambda trial: trial[0]).map(
     lambda pairs: [Trial(*pair) for pair in pairs]
@@ -95,7 +95,9 @@ def test_a_measurement_that_fails_leaves_no_trace_either(monkeypatch: pytest.Mon
 
 
 def test_what_is_measured_can_be_narrowed() -> None:
-    trials = measure_executions(make_vae("resnet"), batch_size=1, precisions=("float32",), layouts=("channels_last",))
+    trials = measure_executions(
+        make_vae("resnet"), batch_size=1, precisions=("float32",), memory_formats=("channels_last",)
+    )
     assert [trial.execution for trial in trials] == [("float32", "channels_last")]
 
 
@@ -139,12 +141,12 @@ def test_head_and_losses_stay_in_float32() -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way_gives_nearly_the_same(way: Execution) -> None:
-    vae = tv.build_vae(make_backbone("resnet"), image_size=32, latent_dim=5, width=16).eval()
+    vae = tv.build_vae(make_backbone("resnet"), image_size=32, latent_dim=5, decoder=tv.Spec("resize", width=16)).eval()
     images = random_images("resnet")
     plain = vae.reconstruct(images)
-    vae.to(memory_format=way.memory_format)
+    vae.to(memory_format=way.torch_memory_format)
     with torch.no_grad(), way.autocast(images.device):
-        other = vae.reconstruct(images.contiguous(memory_format=way.memory_format))
+        other = vae.reconstruct(images.contiguous(memory_format=way.torch_memory_format))
     torch.testing.assert_close(other.float(), plain, rtol=0, atol=1e-5 if way.precision == "float32" else 0.05)
 
 

@@ -1,5 +1,6 @@
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -81,3 +82,16 @@ def test_an_unwritable_place_is_an_error(tmp_path: Path) -> None:
     posterior = DiagonalGaussian(torch.rand(1, 5), torch.rand(1, 5))
     with pytest.raises(FileWriteError):
         write_latents(tmp_path / "file" / "latents.npz", [Path("a.png")], posterior)
+
+
+def test_items_may_be_eight_bits_and_come_with_labels() -> None:
+    vae = make_vae().eval()
+    pixels = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    expected = encode_images(vae, Listed(pixels / 255)).mean
+    items: tuple[Any, ...] = (
+        pixels,
+        [(image / 255, 7) for image in pixels],
+        [{"image": image, "label": 1} for image in pixels],
+    )
+    for given in items:
+        assert torch.equal(encode_images(vae, Listed(given)).mean, expected)

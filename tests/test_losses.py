@@ -178,9 +178,16 @@ def test_beta_defaults_to_the_term_s_own(name: str) -> None:
     assert_close(terms.total, terms.reconstruction + losses.RECONSTRUCTIONS[name].beta * 1.5)
 
 
-def test_a_function_stands_for_itself_with_beta_one() -> None:
+def test_a_function_stands_for_itself_with_the_beta_it_comes_with() -> None:
+    def largest_error(first: Tensor, second: Tensor) -> Tensor:
+        return (first - second).flatten(1).amax(dim=1)
+
     output, images = output_and_images(DiagonalGaussian(torch.ones(2, 3), torch.zeros(2, 3)))
-    terms = losses.elbo(output, images, reconstruction=lambda first, second: (first - second).flatten(1).amax(dim=1))
+    terms = losses.elbo(output, images, reconstruction=largest_error, beta=1.0)
+    with pytest.raises(InvalidOptionError, match="needs a beta"):
+        losses.elbo(output, images, reconstruction=largest_error)
+    with pytest.raises(ShapeError, match=r"one value per item, \[2\], got \[\]"):
+        losses.elbo(output, images, reconstruction=lambda first, second: (first - second).mean(), beta=1.0)
     assert_close(terms.reconstruction, (output.reconstruction - images).flatten(1).amax(dim=1).mean())
     assert_close(terms.total, terms.reconstruction + 1.5)
 

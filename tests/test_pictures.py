@@ -92,9 +92,9 @@ def test_no_sample_is_refused(tmp_path: Path) -> None:
 
 
 def test_history_and_architecture_are_drawn(tmp_path: Path) -> None:
-    terms = ("total", "reconstruction", "kl")
+    terms = ("loss", "term/rmse", "term/kl")
     row = {f"{split}/{term}": 0.5 for split in ("train", "val") for term in terms}
-    write_history(tmp_path / "history.png", [{"epoch": epoch, **row} for epoch in (1, 2)])
+    write_history(str(tmp_path / "history.png"), [{"epoch": epoch, **row} for epoch in (1, 2)])
     write_architecture(tmp_path / "architecture.png", make_vae())
     for name in ("history.png", "architecture.png"):
         drawn = pixels(tmp_path / name)

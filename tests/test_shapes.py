@@ -113,10 +113,33 @@ def test_what_is_no_batch_of_8_bit_images_is_refused_with_advice(wrong: Any, adv
 @given(height=st.integers(1, 10**5), width=st.integers(1, 10**5))
 def test_an_image_size_is_height_and_width(height: int, width: int) -> None:
     assert parse_image_size(height) == (height, height)
+    assert parse_image_size(f"{height}x{width}") == (height, width)
+    assert parse_image_size(str(height)) == (height, height)
     assert parse_image_size((height, width)) == parse_image_size([height, width]) == (height, width)
 
 
-@pytest.mark.parametrize("size", [0, -1, (0, 4), (4, -4), (4,), (4, 4, 4), (), (4.0, 4), ("4", 4), "44", None, 64.0])
+@pytest.mark.parametrize(
+    "size",
+    [
+        0,
+        -1,
+        (0, 4),
+        (4, -4),
+        (4,),
+        (4, 4, 4),
+        (),
+        (4.0, 4),
+        ("4", 4),
+        "4x",
+        "x4",
+        "4x4x4",
+        "0x4",
+        "",
+        "wide",
+        None,
+        64.0,
+    ],
+)
 @pytest.mark.usefixtures("without_shape_checks")
 def test_anything_else_is_no_image_size(size: Any) -> None:
     with pytest.raises(ImageSizeError, match="positive number"):

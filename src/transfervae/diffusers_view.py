@@ -9,12 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from transfervae.errors import ShapeError
-from transfervae.gaussian import DiagonalGaussian
-from transfervae.posterior import Posterior
+from transfervae.posteriors import Posterior
 from transfervae.shapes import Images, Latents, PerItem
-
-SMALLEST_LOGVAR = -30.0
-"""Where diffusers bounds log-variances from below; what a point has, whose variance is 0."""
 
 
 @runtime_checkable
@@ -99,9 +95,7 @@ class LatentDistribution:
     @property
     def logvar(self) -> Latents:
         """Natural logarithm of the variance, `[b, c, h, w]`; -30 for a deterministic head."""
-        if isinstance(self.posterior, DiagonalGaussian):
-            return self.posterior.logvar
-        return self.var.log().clamp_min(SMALLEST_LOGVAR)
+        return self.posterior.logvar
 
     def mode(self) -> Latents:
         """The most likely latent, `[b, c, h, w]`."""
@@ -113,9 +107,7 @@ class LatentDistribution:
         Args:
             generator: Source of randomness, on the latents' device; the global one if None.
         """
-        if isinstance(self.posterior, DiagonalGaussian):
-            return self.posterior.sample(generator=generator)
-        return self.posterior.mode()
+        return self.posterior.without_noise().sample(generator=generator)
 
     def kl(self) -> PerItem:
         """KL to the standard normal, summed over latent dimensions, in nats, `[b]`; 0 for a deterministic head."""

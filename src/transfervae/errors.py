@@ -1,11 +1,16 @@
 """The exception tree: every error that TransferVAE raises on purpose derives from `TransferVAEError`."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
+from typing import Any
 
 
 class TransferVAEError(Exception):
     """Base of all errors raised by this library."""
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        """Pickle class and message alone: some constructors compose the message of other arguments."""
+        return _restore, (type(self), self.args)
 
 
 class InvalidOptionError(TransferVAEError, ValueError):
@@ -46,6 +51,24 @@ class UnknownNameError(TransferVAEError, ValueError):
         if hint:
             parts.append(hint)
         super().__init__(" ".join(parts))
+
+
+class UnknownOptionError(TransferVAEError, ValueError):
+    """A part has no option of that name."""
+
+    def __init__(self, owner: str, given: object, known: Iterable[object]) -> None:
+        """Compose the message.
+
+        Args:
+            owner: Whose option was looked for, for example "head 'gaussian'".
+            given: The name that was given.
+            known: The names that exist; the nearest is suggested.
+        """
+        names = [str(name) for name in known]
+        nearest = get_close_matches(str(given), names, n=1, cutoff=0.6)
+        suggestion = f" Did you mean {nearest[0]!r}?" if nearest else ""
+        options = f" Its options: {', '.join(names)}." if names else " It has no options."
+        super().__init__(f"{owner} has no option {str(given)!r}.{suggestion}{options}")
 
 
 class UnsupportedBackboneError(TransferVAEError, ValueError):
@@ -111,3 +134,9 @@ class MissingExtraError(TransferVAEError, ImportError):
             extra: The name of the extra.
         """
         super().__init__(f"{purpose} needs the extra {extra!r}: pip install 'transfervae[{extra}]'")
+
+
+def _restore(kind: type[TransferVAEError], args: tuple[Any, ...]) -> TransferVAEError:
+    error = kind.__new__(kind)
+    error.args = args
+    return error

@@ -1,4 +1,4 @@
-"""In which precision and memory layout a model runs fastest where it is: found by a short measurement."""
+"""In which precision and memory memory_format a model runs fastest where it is: found by a short measurement."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,18 +17,17 @@ from transfervae.shapes import check_positive
 PRECISIONS: Mapping[str, torch.dtype | None] = MappingProxyType({"bfloat16": torch.bfloat16, "float32": None})
 """What convolutions and matrix products are computed in; the faster one is tried first."""
 
-LAYOUTS = ("channels_last", "contiguous")
+MEMORY_FORMATS = ("channels_last", "contiguous")
 PLAIN = ("float32", "contiguous")
 WORTH_IT = 1.2
-"""So much faster another way must be than float32 and contiguous memory: what is plain stays where it makes little
-difference."""
+"""Minimum speed-up over float32 in contiguous memory to leave them."""
 
 BATCH = 8
 ROUNDS = 2
-"""All ways are timed in turn, so often, and the best time counts: another program's load hits them alike."""
+"""Rounds in which all executions are timed in turn; the best time counts, so that other load hits them alike."""
 
 HOPELESS = 3.0
-"""A way whose first two runs take so many times as long as the fastest one's is not measured further."""
+"""A execution whose first two runs take so many times as long as the fastest one's is not measured further."""
 
 
 class Execution(NamedTuple):
@@ -37,11 +36,11 @@ class Execution(NamedTuple):
     Attributes:
         precision: "float32", or "bfloat16" for convolutions and matrix products; parameters stay as they are, and head,
             KL and losses are computed in float32.
-        layout: "contiguous" or "channels_last".
+        memory_format: "contiguous" or "channels_last".
     """
 
     precision: str = "float32"
-    layout: str = "contiguous"
+    memory_format: str = "contiguous"
 
     @property
     def dtype(self) -> torch.dtype | None:
@@ -49,9 +48,9 @@ class Execution(NamedTuple):
         return PRECISIONS[self.precision]
 
     @property
-    def memory_format(self) -> torch.memory_format:
+    def torch_memory_format(self) -> torch.memory_format:
         """Of images and of the weights of convolutions."""
-        return torch.channels_last if self.layout == "channels_last" else torch.contiguous_format
+        return torch.channels_last if self.memory_format == "channels_last" else torch.contiguous_format
 
     def autocast(self, device: torch.device) -> AbstractContextManager[object]:
         """The context to run a model in."""
@@ -59,10 +58,10 @@ class Execution(NamedTuple):
 
 
 class Trial(NamedTuple):
-    """One way to run a model, and how fast it was.
+    """One execution to run a model, and how fast it was.
 
     Attributes:
-        execution: The way.
+        execution: The execution.
         images_per_second: Of forward pass, objective and backward pass; of the fastest run.
     """
 
@@ -71,7 +70,7 @@ class Trial(NamedTuple):
 
 
 def choose_execution(trials: Sequence[Trial]) -> Execution:
-    """The fastest of several ways; float32 in contiguous memory if nothing is faster by `WORTH_IT`.
+    """The fastest of several executions; float32 in contiguous memory if nothing is faster by `WORTH_IT`.
 
     Args:
         trials: From `measure_executions`, at least one.
@@ -88,9 +87,9 @@ def measure_executions(
     *,
     batch_size: int = BATCH,
     precisions: Sequence[str] = tuple(PRECISIONS),
-    layouts: Sequence[str] = LAYOUTS,
+    memory_formats: Sequence[str] = MEMORY_FORMATS,
 ) -> list[Trial]:
-    """Time a training step, without the optimiser, in several precisions and layouts.
+    """Time a training step, without the optimiser, in several precisions and memory_formats.
 
     The model is left as it was: parameters, gradients, mode, and the global random state.
 
@@ -98,11 +97,11 @@ def measure_executions(
         vae: The model, where it is to run.
         batch_size: Images a step; at most `BATCH` are used.
         precisions: Names from `PRECISIONS`.
-        layouts: Names from `LAYOUTS`.
+        memory_formats: Names from `MEMORY_FORMATS`.
 
     Returns:
-        One trial for each way; a way that is hopelessly slow has the speed of its first two runs, one that the
-        network cannot be computed in has none.
+        One trial for each execution. One that is hopelessly slow has the speed of its first two runs; one that the
+        network cannot be computed in has speed 0.
 
     Raises:
         InvalidOptionError: If `batch_size` is below 1.
@@ -110,33 +109,35 @@ def measure_executions(
     check_positive(batch_size=batch_size)
     noise = torch.rand(min(batch_size, BATCH), 3, *vae.image_size, generator=torch.Generator().manual_seed(0))
     images = noise.to(vae.device)
-    ways = [Execution(*way) for way in product(precisions, layouts)]
+    executions = [Execution(*execution) for execution in product(precisions, memory_formats)]
     with _restoring(vae):
-        speeds = {way: max(_try(vae, images, way), _try(vae, images, way)) for way in ways}
-        hopeful = [way for way in ways if speeds[way] * HOPELESS > max(speeds.values())]
-        for way in hopeful * ROUNDS:
-            speeds[way] = max(speeds[way], _step(vae, images, way))
-    return [Trial(way, speeds[way]) for way in ways]
+        speeds = {
+            execution: max(_try(vae, images, execution), _try(vae, images, execution)) for execution in executions
+        }
+        hopeful = [execution for execution in executions if speeds[execution] * HOPELESS > max(speeds.values())]
+        for execution in hopeful * ROUNDS:
+            speeds[execution] = max(speeds[execution], _step(vae, images, execution))
+    return [Trial(execution, speeds[execution]) for execution in executions]
 
 
-def _try(vae: TransferVAE, images: torch.Tensor, way: Execution) -> float:
-    """Images per second of one step; 0 if the network has layers that cannot be computed this way."""
-    if way == PLAIN:
-        return _step(vae, images, way)
+def _try(vae: TransferVAE, images: torch.Tensor, execution: Execution) -> float:
+    """Images per second of one step; 0 if the network has layers that cannot be computed this execution."""
+    if execution == PLAIN:
+        return _step(vae, images, execution)
     try:
-        return _step(vae, images, way)
+        return _step(vae, images, execution)
     except RuntimeError as error:  # NotImplementedError is one
         if is_out_of_memory(error):
             raise
         return 0.0
 
 
-def _step(vae: TransferVAE, images: torch.Tensor, way: Execution) -> float:
+def _step(vae: TransferVAE, images: torch.Tensor, execution: Execution) -> float:
     """Images per second of one step."""
-    vae.to(memory_format=way.memory_format)
-    images = images.contiguous(memory_format=way.memory_format)
+    vae.to(memory_format=execution.torch_memory_format)
+    images = images.contiguous(memory_format=execution.torch_memory_format)
     began = time.perf_counter()
-    with way.autocast(images.device):
+    with execution.autocast(images.device):
         loss = elbo(vae(images), images).total
     loss.backward()
     if images.device.type != "cpu":
@@ -147,7 +148,7 @@ def _step(vae: TransferVAE, images: torch.Tensor, way: Execution) -> float:
 
 @contextmanager
 def _restoring(vae: TransferVAE) -> Iterator[None]:
-    """Leave a model's mode, gradients and layout, and the random state, as they were."""
+    """Leave a model's mode, gradients and memory format, and the random state, as they were."""
     was_training = vae.training
     gradients = {name: parameter.grad for name, parameter in vae.named_parameters()}
     devices = [vae.device] if vae.device.type == "cuda" else []

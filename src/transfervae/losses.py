@@ -14,9 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from transfervae.errors import InvalidOptionError, ShapeError, UnknownNameError
-from transfervae.gaussian import at_least_float32
-from transfervae.posterior import Posterior
-from transfervae.shapes import Images, PerItem, Scalar
+from transfervae.posteriors import Posterior
+from transfervae.shapes import Images, PerItem, Scalar, at_least_float32
 
 RMSE_EPSILON = 1e-8
 """Added inside the root of `rmse`: the gradient at zero error is 0 instead of NaN, the floor of the value is 1e-4."""
@@ -146,6 +145,21 @@ def kl(posterior: Posterior) -> PerItem:
     return posterior.kl()
 
 
+def kl_and_penalty(posterior: Posterior, free_bits: float = 0.0) -> tuple[Scalar, Scalar]:
+    """The batch's mean KL, and what of it counts above the free bits (Kingma et al. 2016).
+
+    The second is the sum over dimensions of max(free_bits, batch mean of the dimension's KL): KL below that is not
+    penalised.
+
+    Args:
+        posterior: Any trailing shape.
+        free_bits: Threshold per latent dimension, in nats, at least 0.
+    """
+    dimensions = posterior.kl_per_dimension().mean(dim=0)
+    divergence = dimensions.sum()
+    return divergence, dimensions.clamp(min=free_bits).sum() if free_bits else divergence
+
+
 class WeightedLoss(NamedTuple):
     """A reconstruction term and the weight of the KL that suits its scale."""
 
@@ -174,15 +188,14 @@ def elbo(
 ) -> ElboTerms:
     """The objective: mean reconstruction term + beta * KL.
 
-    Free bits (Kingma et al. 2016) leave the KL of a latent dimension unpunished up to a threshold: the sum over
-    dimensions of max(free_bits, batch mean of the dimension's KL).
+    With free bits, KL below a threshold is not penalised; see `kl_and_penalty`.
 
     Args:
         output: What the model returned for `images`.
         images: The targets, `[b, 3, h, w]` in [0, 1].
         reconstruction: A name from `RECONSTRUCTIONS`, or a function of (reconstruction, images) with a value per item.
-        beta: Weight of the KL in nats; None for the default of the named term (`RECONSTRUCTIONS`), and 1 for a
-            function. A tensor spares recompilation where it changes with the step.
+        beta: Weight of the KL in nats; None for the default of the named term (`RECONSTRUCTIONS`). A function has no
+            default. A tensor spares recompilation where it changes with the step.
         free_bits: Threshold per latent dimension, in nats, at least 0.
 
     Returns:
@@ -190,30 +203,31 @@ def elbo(
 
     Raises:
         UnknownNameError: For a name that is not in `RECONSTRUCTIONS`.
-        InvalidOptionError: If `beta` or `free_bits` is negative.
-        ShapeError: If reconstruction and images differ in shape.
+        InvalidOptionError: If `beta` or `free_bits` is negative, or a function comes without `beta`.
+        ShapeError: If reconstruction and images differ in shape, or a loss does not give one value per item.
     """
-    loss, default_beta = resolve_reconstruction(reconstruction)
+    loss, default_beta = _resolve_reconstruction(reconstruction, beta)
     if isinstance(beta, int | float) and beta < 0:
         raise InvalidOptionError(f"beta must be at least 0, got {beta}.")
     if free_bits < 0:
         raise InvalidOptionError(f"free_bits must be at least 0, got {free_bits}.")
-    reconstruction_term = loss(output.reconstruction, images).mean()
-    dimensions = output.posterior.kl_per_dimension().mean(dim=0)
-    divergence = dimensions.sum()
-    penalty = dimensions.clamp(min=free_bits).sum() if free_bits else divergence
+    values = loss(output.reconstruction, images)
+    if values.shape != (len(images),):
+        raise ShapeError(
+            f"A reconstruction loss must give one value per item, [{len(images)}], got {list(values.shape)}; do not"
+            " average over the batch."
+        )
+    reconstruction_term = values.mean()
+    divergence, penalty = kl_and_penalty(output.posterior, free_bits)
     total = reconstruction_term + (default_beta if beta is None else beta) * penalty
     return ElboTerms(total, reconstruction_term, divergence)
 
 
-def resolve_reconstruction(reconstruction: str | ReconstructionLoss) -> WeightedLoss:
-    """Look a reconstruction term up by name; a function stands for itself, with beta 1.
-
-    Raises:
-        UnknownNameError: For a name that is not in `RECONSTRUCTIONS`.
-    """
+def _resolve_reconstruction(reconstruction: str | ReconstructionLoss, beta: float | Tensor | None) -> WeightedLoss:
     if callable(reconstruction):
-        return WeightedLoss(reconstruction, 1.0)
+        if beta is None:
+            raise InvalidOptionError("A loss of your own needs a beta: the weight of the KL that suits its scale.")
+        return WeightedLoss(reconstruction, 0.0)
     if reconstruction not in RECONSTRUCTIONS:
         raise UnknownNameError("reconstruction term", reconstruction, RECONSTRUCTIONS)
     return RECONSTRUCTIONS[reconstruction]

@@ -2,38 +2,24 @@
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar, cast, runtime_checkable
+from typing import NamedTuple, Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from transfervae.backbones import FrozenBackbone, Node, create_backbone
-from transfervae.checkpoint import read_model, write_model
-from transfervae.decoders import DECODERS
+from transfervae.backbones import FrozenBackbone
 from transfervae.diffusers_view import DiffusersView
-from transfervae.errors import (
-    CheckpointError,
-    FingerprintMismatchError,
-    ImageSizeError,
-    InvalidOptionError,
-    ShapeError,
-    TransferVAEError,
-    UnknownNameError,
-    WeightsUnavailableError,
-)
-from transfervae.heads import HEADS, DeterministicHead
+from transfervae.errors import CheckpointError, ImageSizeError, InvalidOptionError, ShapeError, UnknownNameError
 from transfervae.interpolation import INTERPOLATIONS
-from transfervae.posterior import Posterior
+from transfervae.posteriors import Posterior
+from transfervae.priors import PRIORS, Prior
+from transfervae.saving import load_model, save_model
 from transfervae.scaling import LatentScaling, LatentStatistics, check_scaling_names
-from transfervae.shapes import Features, Images, Latents, check_image_tensor, check_positive, parse_image_size
+from transfervae.shapes import Features, Images, Latents, check_image_tensor, check_positive
 
 FROZEN_PREFIX = "backbone."
-BACKBONE_OPTIONS = ("fuse", "grid", "norm", "image_size")
-
-Part = TypeVar("Part")
+DEFAULT_PRIOR = "standard_normal"
 
 
 @runtime_checkable
@@ -79,6 +65,7 @@ class TransferVAE(nn.Module):
         backbone: Images to features; never trained.
         head: Features to the posterior.
         decoder: Latents to images.
+        prior: What new latents are drawn from.
         feature_shape: (c, h', w') of the features of one image.
         latent_shape: Shape of one latent.
         image_size: (height, width) of its images.
@@ -88,7 +75,13 @@ class TransferVAE(nn.Module):
     scaling: LatentScaling | None
 
     def __init__(
-        self, backbone: FrozenBackbone, head: nn.Module, decoder: nn.Module, *, scaling: LatentScaling | None = None
+        self,
+        backbone: FrozenBackbone,
+        head: nn.Module,
+        decoder: nn.Module,
+        *,
+        prior: nn.Module | None = None,
+        scaling: LatentScaling | None = None,
     ) -> None:
         """Compose a model of parts that fit.
 
@@ -96,6 +89,7 @@ class TransferVAE(nn.Module):
             backbone: From `create_backbone`.
             head: From features to a posterior, such as `GaussianHead`; has `latent_shape_for`.
             decoder: From latents to images, such as `resize_decoder` builds; has `latent_shape` and `image_size`.
+            prior: What new latents are drawn from, such as `StandardNormal`; the one that suits the head if None.
             scaling: For latents of mean 0 and variance 1; `fit_scaling` makes it from images.
 
         Raises:
@@ -110,6 +104,7 @@ class TransferVAE(nn.Module):
         self.scaling = scaling
         self.feature_shape = backbone.feature_shape(self.image_size)
         self.latent_shape = self._fitting_latent_shape()
+        self.prior = PRIORS.build(getattr(head, "prior", DEFAULT_PRIOR), self.latent_shape) if prior is None else prior
 
     @property
     def device(self) -> torch.device:
@@ -147,17 +142,23 @@ class TransferVAE(nn.Module):
         """
         return self._decode_draw(self.encode_features(features), generator)
 
-    def encode_features(self, features: Features) -> Posterior:
-        """Map features `[b, c, h', w']` that the backbone has given before to the posterior of the latents.
+    def encode_features(self, features: Features, *, scaled: bool = False) -> Posterior:
+        """Map features that the backbone has given before to the posterior of the latents.
+
+        Args:
+            features: `[b, c, h', w']`, floating point, as `backbone(images)` gives them.
+            scaled: Give the posterior of latents brought to mean 0 and variance 1, as in `encode`.
 
         Raises:
             ShapeError: If the features are not of the shape that the model's backbone gives.
+            InvalidOptionError: If `scaled` is asked for and the model has no scaling.
         """
         if tuple(features.shape[1:]) != self.feature_shape:
             expected = ", ".join(map(str, self.feature_shape))
             raise ShapeError(f"Features must be [b, {expected}], got {list(features.shape)}.")
+        scaling = self._fitted_scaling() if scaled else None
         posterior: Posterior = self.head(features)
-        return posterior
+        return posterior if scaling is None else posterior.normalised(scaling.mean, scaling.std)
 
     def encode(self, images: Tensor, *, scaled: bool = False) -> Posterior:
         """Map images to the posterior of their latents.
@@ -172,16 +173,16 @@ class TransferVAE(nn.Module):
             InvalidImageError: If the tensor is no batch of RGB images in [0, 1].
             ImageSizeError: If the images have another size than the model's.
         """
-        check_image_tensor(images)
-        height, width = images.shape[-2:]
-        if (height, width) != self.image_size:
+        # The backbone checks images; here only what it could take and the model cannot.
+        if not isinstance(images, Tensor) or tuple(images.shape[-2:]) != self.image_size:
+            height, width = check_image_tensor(images).shape[-2:]
             raise ImageSizeError(
                 f"This model was built for {self.image_size[0]}x{self.image_size[1]} images (height x width),"
                 f" got {height}x{width}; resize them, or build a model with image_size=({height}, {width})."
             )
-        scaling = self._fitted_scaling() if scaled else None
-        posterior: Posterior = self.head(self.backbone(images))
-        return posterior if scaling is None else posterior.normalised(scaling.mean, scaling.std)
+        if scaled:
+            self._fitted_scaling()  # refuse before the backbone has run
+        return self.encode_features(self.backbone(images), scaled=scaled)
 
     def decode(self, latent: Latents, *, scaled: bool = False) -> Images:
         """Map latents `[b, *latent_shape]` to images `[b, 3, h, w]` in [0, 1].
@@ -209,11 +210,10 @@ class TransferVAE(nn.Module):
         return self.decode(self.encode(images).mode())
 
     def sample(self, count: int = 1, *, generator: torch.Generator | None = None) -> Images:
-        """Decode draws from the prior, the standard normal.
+        """Decode draws from the model's prior.
 
-        A deterministic head has no prior: nothing drew its latents towards one. The draws are then standard normal in
-        scaled space if the model has a scaling, which gives them the mean and variance of the images' latents, and in
-        unscaled space if not.
+        For most heads that is the standard normal. Nothing draws a deterministic head's latents towards one: its prior
+        is standard normal in scaled space, which `fit_scaling` gives the mean and variance of the images' latents.
 
         Args:
             count: Number of images, at least 1.
@@ -226,8 +226,9 @@ class TransferVAE(nn.Module):
             InvalidOptionError: If `count` is below 1.
         """
         check_positive(count=count)
-        draws = torch.randn(count, *self.latent_shape, generator=generator, device=self.device)
-        return self.decode(draws, scaled=self.scaling is not None and isinstance(self.head, DeterministicHead))
+        prior = cast(Prior, self.prior)
+        draws = prior.sample(count, generator=generator)
+        return self.decode(draws, scaled=prior.is_scaled and self.scaling is not None)
 
     def interpolate(
         self, start: Tensor, end: Tensor, *, steps: int = 8, method: str = "spherical"
@@ -312,7 +313,7 @@ class TransferVAE(nn.Module):
         return self
 
     def trainable_state(self) -> dict[str, Tensor]:
-        """Parameters and buffers of head, decoder and scaling by name: what a checkpoint should hold."""
+        """Parameters and buffers of head, decoder, prior and scaling by name: what a checkpoint should hold."""
         return {name: value for name, value in self.state_dict().items() if not name.startswith(FROZEN_PREFIX)}
 
     def load_trainable_state(self, state: Mapping[str, Tensor]) -> None:
@@ -333,25 +334,19 @@ class TransferVAE(nn.Module):
                 value.copy_(state[name])
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write the model to a folder: `model.safetensors` (head, decoder and scaling) and `config.json`.
+        """Write the model to a folder: `model.safetensors` (head, decoder, prior and scaling) and `config.json`.
 
-        The frozen network is named and fingerprinted, not stored.
+        The frozen network is named and fingerprinted, not stored. A part of your own is named by its class, and has to
+        be given again when the model is read.
 
         Args:
             folder: Made if missing; a model in it is replaced.
 
         Raises:
-            CheckpointError: If a part of one's own has no `config` and so cannot be built again.
+            CheckpointError: If a part of your own holds a state that cannot be stored.
             FileWriteError: If the files cannot be written.
         """
-        config = {
-            "backbone": self.backbone.config,
-            "head": _config_of(self.head),
-            "decoder": _config_of(self.decoder),
-        }
-        if self.scaling is not None:
-            config["scaling"] = self.scaling.config
-        write_model(Path(folder), config, self.trainable_state())
+        save_model(self, folder)
 
     @staticmethod
     def from_pretrained(
@@ -359,6 +354,9 @@ class TransferVAE(nn.Module):
         *,
         weights: str | os.PathLike[str] | None = None,
         backbone: FrozenBackbone | None = None,
+        head: nn.Module | None = None,
+        decoder: nn.Module | None = None,
+        prior: nn.Module | None = None,
     ) -> "TransferVAE":
         """Read a model that `save_pretrained` wrote, in evaluation mode, on the CPU.
 
@@ -366,32 +364,21 @@ class TransferVAE(nn.Module):
             folder: The model's folder.
             weights: Where the backbone's weights are, if no longer where they were: "default" or a path.
             backbone: A backbone that is in memory already, instead of creating it.
+            head: A head of your own, whose saved weights are loaded into it.
+            decoder: A decoder of your own, likewise.
+            prior: A prior of your own, likewise.
 
         Returns:
             The model.
 
         Raises:
-            CheckpointError: If the folder is missing, damaged or foreign.
+            CheckpointError: If the folder is missing, damaged or foreign, or a part of your own is not given.
             FingerprintMismatchError: If the backbone is not the one that the model was trained on.
             WeightsUnavailableError: If the backbone's weights are not to be had.
         """
-        path = Path(folder)
-        config, tensors = read_model(path)
-        with _refusing(path):
-            head = _build(HEADS, config["head"])
-            decoder = _build(DECODERS, config["decoder"])
-            scaling = LatentScaling.identity(**config["scaling"]) if "scaling" in config else None
-            recipe = {key: config["backbone"][key] for key in ("name", "node", "weights", "fingerprint")}
-            if not isinstance(recipe["weights"], str | None) or not isinstance(recipe["fingerprint"], str):
-                raise CheckpointError("weights and fingerprint of the backbone must be text")
-            recipe |= {key: config["backbone"][key] for key in BACKBONE_OPTIONS if key in config["backbone"]}
-        frozen = backbone or _find_backbone(recipe, weights)
-        if frozen.fingerprint != recipe["fingerprint"]:
-            raise FingerprintMismatchError(_mismatch_message(path, recipe, frozen))
-        with _refusing(path):
-            vae = TransferVAE(frozen, head, decoder, scaling=scaling)
-        vae.load_trainable_state(tensors)
-        return vae.eval()
+        return load_model(
+            TransferVAE, folder, weights=weights, backbone=backbone, head=head, decoder=decoder, prior=prior
+        )
 
     def _decode_draw(self, posterior: Posterior, generator: torch.Generator | None) -> VAEOutput:
         latent = posterior.sample(generator=generator) if self.training else posterior.mode()
@@ -419,109 +406,3 @@ class TransferVAE(nn.Module):
                 "This model has no latent scaling; call fit_scaling(batches) with training images, or leave scaled out."
             )
         return self.scaling
-
-
-def build_vae(
-    backbone: str | FrozenBackbone = "vgg19",
-    *,
-    image_size: int | Sequence[int] = 128,
-    head: str = "gaussian",
-    latent_dim: int | None = None,
-    node: Node | Sequence[Node] | None = None,
-    fuse: str = "concat",
-    grid: int | Sequence[int] | None = None,
-    norm: bool = False,
-    weights: str | os.PathLike[str] | None = "default",
-    decoder: str = "resize",
-    width: int | None = None,
-) -> TransferVAE:
-    """Build a model in one line.
-
-    Args:
-        backbone: A name for `create_backbone`, or a backbone.
-        image_size: Height and width of the images, or one number, in pixels.
-        head: A name from `heads.HEADS`: "gaussian" (a vector), "pooled" (a vector from any grid), "spatial" (a map) or
-            "deterministic" (the features themselves, no KL).
-        latent_dim: Length of the latent vector, or channels of the map; the head's default if None.
-        node: Where the backbone is read, at one node or several; its default if None. Not with a backbone that is
-            already made.
-        fuse: "concat", "sum" or "mean", for several nodes, as in `create_backbone`.
-        grid: (height, width) that the maps of several nodes are resampled to; the first one's if None.
-        norm: Apply the network's final normalisation to what is read.
-        weights: The backbone's weights, as in `create_backbone`. Not used with a backbone that is already made.
-        decoder: A name from `decoders.DECODERS`.
-        width: The decoder's width; its default if None.
-
-    Returns:
-        The model, in training mode.
-
-    Raises:
-        UnknownNameError: For a backbone, node, head or decoder that does not exist.
-        ImageSizeError: If the backbone cannot take the size.
-        InvalidOptionError: If a number is out of range, or `latent_dim` is given with "deterministic".
-        WeightsUnavailableError: If the weights are not to be had.
-    """
-    if head not in HEADS:
-        raise UnknownNameError("head", head, HEADS)
-    if decoder not in DECODERS:
-        raise UnknownNameError("decoder", decoder, DECODERS)
-    size = parse_image_size(image_size)
-    if isinstance(backbone, str):
-        backbone = create_backbone(
-            backbone, node=node, fuse=fuse, grid=grid, norm=norm, image_size=size, weights=weights
-        )
-    elif not isinstance(backbone, FrozenBackbone):
-        raise InvalidOptionError(f"backbone must be a name or a FrozenBackbone, got {type(backbone).__name__}.")
-    else:
-        given = {"node": node is not None, "fuse": fuse != "concat", "grid": grid is not None, "norm": norm}
-        if any(given.values()):
-            named = ", ".join(option for option, is_given in given.items() if is_given)
-            raise InvalidOptionError(f"{named} belongs to create_backbone; the backbone given is read as it is.")
-    features = backbone.feature_shape(size)
-    chosen = HEADS[head].for_features(features, latent_dim)
-    return TransferVAE(backbone, chosen, DECODERS[decoder](chosen.latent_shape_for(features), size, width=width))
-
-
-def _build(builders: Mapping[str, Any], config: Mapping[str, Any]) -> nn.Module:
-    options = dict(config)
-    kind = options.pop("kind")
-    if kind not in builders:
-        raise UnknownNameError("part", kind, builders)
-    part: nn.Module = builders[kind](**options)
-    return part
-
-
-@contextmanager
-def _refusing(folder: Path) -> Iterator[None]:
-    """Turn whatever a garbled configuration causes into one error that names it."""
-    try:
-        yield
-    except (TransferVAEError, KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as error:
-        raise CheckpointError(f"{str(folder / 'config.json')!r} describes no model: {error}") from error
-
-
-def _find_backbone(recipe: Mapping[str, Any], weights: str | os.PathLike[str] | None) -> FrozenBackbone:
-    name, source = str(recipe["name"]), recipe["weights"] if weights is None else weights
-    if source not in (None, "default", name) and not Path(source).exists():
-        raise WeightsUnavailableError(
-            f"The weights of {name} are not in {str(source)!r}; say where they are with weights=PATH (--weights PATH)."
-        )
-    options = {key: recipe[key] for key in ("node", *BACKBONE_OPTIONS) if key in recipe}
-    return create_backbone(name, weights=source, **options)
-
-
-def _config_of(part: nn.Module) -> object:
-    if not hasattr(part, "config"):
-        raise CheckpointError(
-            f"{type(part).__name__} has no config to build it again from; save the tensors of"
-            " vae.trainable_state() yourself."
-        )
-    return part.config
-
-
-def _mismatch_message(path: Path, recipe: Mapping[str, Any], frozen: FrozenBackbone) -> str:
-    return (
-        f"The model in {str(path)!r} was trained on {recipe['name']} at {recipe['node']} with fingerprint"
-        f" {recipe['fingerprint'][:12]}, but this backbone is {frozen.source.name} at {frozen.source.place}"
-        f" with {frozen.fingerprint[:12]}: other weights, node or preprocessing. Give the right file with weights=PATH."
-    )

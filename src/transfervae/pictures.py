@@ -1,6 +1,7 @@
 """Pictures: image grids, loss curves, and the architecture, written as PNG."""
 
 import io
+import os
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -12,9 +13,8 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from transfervae.checkpoint import write_atomically
 from transfervae.errors import MissingExtraError
-from transfervae.heads import DeterministicHead
+from transfervae.files import write_atomically
 from transfervae.model import TransferVAE
 from transfervae.shapes import Images, check_seed
 from transfervae.summary import PartSummary, summarise
@@ -32,7 +32,7 @@ TRAINABLE_COLOR = "#f0b27a"
 DATA_COLOR = "#eeeeee"
 
 
-def write_grid(path: Path, rows: Sequence[Tensor]) -> None:
+def write_grid(path: str | os.PathLike[str], rows: Sequence[Tensor]) -> None:
     """Write images as a PNG, one row a batch; small ones are enlarged by a whole factor.
 
     Args:
@@ -55,10 +55,10 @@ def write_grid(path: Path, rows: Sequence[Tensor]) -> None:
         picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG")
-    write_atomically(path, buffer.getvalue())
+    write_atomically(Path(path), buffer.getvalue())
 
 
-def write_pairs(path: Path, originals: Images, reconstructions: Images) -> None:
+def write_pairs(path: str | os.PathLike[str], originals: Images, reconstructions: Images) -> None:
     """Write originals above their reconstructions as a PNG, in rows of eight.
 
     Args:
@@ -73,7 +73,7 @@ def write_pairs(path: Path, originals: Images, reconstructions: Images) -> None:
     write_grid(path, [row for pair in pairs for row in pair])
 
 
-def write_reconstructions(path: Path, vae: TransferVAE, images: Images) -> None:
+def write_reconstructions(path: str | os.PathLike[str], vae: TransferVAE, images: Images) -> None:
     """Write images above what a model makes of them as a PNG.
 
     Args:
@@ -88,7 +88,7 @@ def write_reconstructions(path: Path, vae: TransferVAE, images: Images) -> None:
         write_pairs(path, images, vae.reconstruct(images.to(vae.device)).cpu())
 
 
-def write_samples(path: Path, vae: TransferVAE, *, count: int = 2 * ROW, seed: int = 0) -> None:
+def write_samples(path: str | os.PathLike[str], vae: TransferVAE, *, count: int = 2 * ROW, seed: int = 0) -> None:
     """Write draws from a model's prior as a PNG, in rows of eight.
 
     Args:
@@ -108,25 +108,25 @@ def write_samples(path: Path, vae: TransferVAE, *, count: int = 2 * ROW, seed: i
     write_grid(path, images.split(ROW))
 
 
-def write_history(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
-    """Write loss terms over epochs as a PNG.
+def write_history(path: str | os.PathLike[str], rows: Sequence[Mapping[str, float]]) -> None:
+    """Write the objective and its terms over epochs as a PNG.
 
     Args:
         path: The file.
-        rows: One mapping an epoch, with "epoch" and the terms as "train/NAME" and "val/NAME".
+        rows: One mapping an epoch, with "epoch", and "loss" and "term/NAME" as "train/..." and "val/...".
 
     Raises:
         MissingExtraError: If matplotlib is not installed.
         FileWriteError: If the file cannot be written.
     """
-    terms = {"total": "objective", "reconstruction": "reconstruction term", "kl": "KL (nats)"}
-    figure = _figure(12, 3.4)
+    curves = [name.removeprefix("val/") for name in rows[0] if name.startswith(("val/loss", "val/term/"))]
+    figure = _figure(4 * len(curves), 3.4)
     epochs = [row["epoch"] for row in rows]
     splits = {"train": ("o--", "training"), "val": ("o-", "held out")}
-    for axes, (term, label) in zip(figure.subplots(1, len(terms)), terms.items(), strict=True):
+    for axes, curve in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves, strict=True):
         for split, (style, name) in splits.items():
-            axes.plot(epochs, [row[f"{split}/{term}"] for row in rows], style, markersize=3, label=name)
-        axes.set_title(label)
+            axes.plot(epochs, [row[f"{split}/{curve}"] for row in rows], style, markersize=3, label=name)
+        axes.set_title("objective" if curve == "loss" else curve.removeprefix("term/"))
         axes.set_xlabel("epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
@@ -134,7 +134,7 @@ def write_history(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
     _write_figure(path, figure)
 
 
-def write_architecture(path: Path, vae: TransferVAE) -> None:
+def write_architecture(path: str | os.PathLike[str], vae: TransferVAE) -> None:
     """Draw a model with its shapes and parameter counts, frozen and trainable parts told apart, as a PNG.
 
     Args:
@@ -164,7 +164,7 @@ def write_architecture(path: Path, vae: TransferVAE) -> None:
 
 def _boxes(vae: TransferVAE) -> list[dict[str, Any]]:
     parts = summarise(vae)
-    source = vae.backbone.source
+    source = vae.backbone.provenance
     height = max(vae.image_size)
     image = {"label": "images", "shape": (3, *vae.image_size), "color": DATA_COLOR, "size": 1.0, "count": ""}
     boxes = [image]
@@ -175,7 +175,7 @@ def _boxes(vae: TransferVAE) -> list[dict[str, Any]]:
         if part.name == "backbone":
             label = f"{source.name}\n{source.place}"
         elif part.name == "head":
-            label = "latents" if isinstance(vae.head, DeterministicHead) else "mean | log-variance"
+            label = getattr(vae.head, "output_label", "mean | log-variance")
         size = 1.0 if part.name == "backbone" else 0.25 + 0.75 * spatial / height
         boxes.append({"label": label, "shape": part.output_shape, "color": color, "size": size, "count": _count(part)})
     return boxes
@@ -234,7 +234,7 @@ def _figure(width: float, height: float) -> "Figure":
     return figure
 
 
-def _write_figure(path: Path, figure: "Figure") -> None:
+def _write_figure(path: str | os.PathLike[str], figure: "Figure") -> None:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
-    write_atomically(path, buffer.getvalue())
+    write_atomically(Path(path), buffer.getvalue())

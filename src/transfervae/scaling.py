@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from transfervae.errors import InvalidOptionError, ShapeError, UnknownNameError
-from transfervae.gaussian import at_least_float32
-from transfervae.shapes import Latents
+from transfervae.shapes import Latents, at_least_float32
 
 EPSILON = 1e-5
 

@@ -88,11 +88,11 @@ def unit_images(pixels: Tensor) -> Images:
     return _check_axes(pixels).float().div_(255)
 
 
-def parse_image_size(size: int | Sequence[int]) -> tuple[int, int]:
+def parse_image_size(size: int | str | Sequence[int]) -> tuple[int, int]:
     """Read an image size as (height, width).
 
     Args:
-        size: One number for square images, or (height, width), in pixels.
+        size: One number for square images, or (height, width), in pixels; or the same as text, "128" or "96x128".
 
     Returns:
         Height and width.
@@ -100,10 +100,17 @@ def parse_image_size(size: int | Sequence[int]) -> tuple[int, int]:
     Raises:
         ImageSizeError: For anything else, or a side below 1.
     """
-    sides = tuple(size) if isinstance(size, Sequence) else (size, size)
+    given: object = _sides_of(size) if isinstance(size, str) else size
+    sides = tuple(given) if isinstance(given, Sequence) else (given, given)
     if len(sides) != 2 or not all(_is_whole(side) and side >= 1 for side in sides):
         raise ImageSizeError(f"An image size is one positive number or (height, width), got {size!r}.")
-    return sides[0], sides[1]
+    height, width = sides
+    return int(height), int(width)
+
+
+def at_least_float32(values: Tensor) -> Tensor:
+    """The tensor itself, or in float32 if its own precision is lower."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def check_positive(**options: object) -> None:
@@ -117,6 +124,17 @@ def check_positive(**options: object) -> None:
             raise InvalidOptionError(f"{name} must be a whole number of at least 1, got {value!r}.")
 
 
+def check_nonnegative(**options: object) -> None:
+    """Check that each option is a finite number of at least 0.
+
+    Raises:
+        InvalidOptionError: Naming the first that is not.
+    """
+    for name, value in options.items():
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < float("inf"):
+            raise InvalidOptionError(f"{name} must be at least 0 and finite, got {value!r}.")
+
+
 def check_seed(seed: object) -> None:
     """Check that a seed is one that torch takes.
 
@@ -125,6 +143,15 @@ def check_seed(seed: object) -> None:
     """
     if not _is_whole(seed) or not 0 <= seed < 2**63:
         raise InvalidOptionError(f"seed must be a whole number from 0 to 2^63 - 1, got {seed!r}.")
+
+
+def _sides_of(text: str) -> int | list[int] | str:
+    """The numbers in "128" or "96x128"; the text itself if it is neither."""
+    parts = [part.strip() for part in text.lower().split("x")]
+    if not all(part.isdecimal() for part in parts):
+        return text
+    sides = [int(part) for part in parts]
+    return sides[0] if len(sides) == 1 else sides
 
 
 def _is_whole(value: object) -> TypeGuard[int]:

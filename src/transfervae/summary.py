@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from transfervae.model import TransferVAE
-from transfervae.posterior import Posterior
+from transfervae.posteriors import Posterior
 
 
 @dataclass(frozen=True)

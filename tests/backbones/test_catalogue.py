@@ -25,7 +25,7 @@ from transfervae.backbones import (
 )
 from transfervae.backbones.catalogue import from_row, read_catalogue, to_row
 from transfervae.backbones.licenses import PERMISSIVE, REMARKS, warn_of_license
-from transfervae.errors import ImageSizeError, UnknownNameError
+from transfervae.errors import ImageSizeError, UnknownNameError, UnsupportedBackboneError
 
 SAMPLE = (
     "test_vit",
@@ -49,7 +49,7 @@ each_name = pytest.mark.parametrize("name", SAMPLE)
 CREATE_WITH_DEFAULT_WEIGHTS = f"""
 import transfervae as tv
 backbone = tv.create_backbone("timm:{NON_COMMERCIAL}")
-print(backbone.license, backbone.source.weights)
+print(backbone.license, backbone.provenance.weights)
 """
 
 
@@ -87,7 +87,7 @@ def test_what_is_described_is_what_a_backbone_gives(name: str, size: tuple[int, 
         backbone = tv.create_backbone(name, node=entry.node, image_size=size, weights=None)
         assert backbone.feature_shape(size) == (entry.channels, *entry.grid)
     default = tv.create_backbone(name, image_size=size, weights=None)
-    assert default.source.node == described.default_node
+    assert default.provenance.node == described.default_node
     assert sum(parameter.numel() for parameter in default.parameters()) == described.parameters
     assert default.feature_shape(size) == (described.default.channels, *described.default.grid)
 
@@ -112,13 +112,26 @@ def test_a_description_in_figures() -> None:
 def test_names_are_taken_with_and_without_prefix_and_tag() -> None:
     assert describe_backbone("test_vit") == describe_backbone("timm:test_vit")
     assert describe_backbone("timm:test_vit.r160_in1k").name == "timm:test_vit.r160_in1k"
-    for name in ("vgg19", "packaged", "timm:test_vit", "test_vit", "timm:test_vit.r160_in1k"):
+    for name in ("vgg19", "packaged", "efficientnet_lite0", "timm:test_vit", "test_vit", "timm:test_vit.r160_in1k"):
         assert is_backbone(name)
     for name in ("vgg20", "timm:", "timm:test_vi", "*", ""):
         assert not is_backbone(name)
     for name in ("timm:test_vi", "timm:test_vit.r160", "vgg20"):
         with pytest.raises(UnknownNameError, match="Did you mean"):
             describe_backbone(name)
+    with pytest.raises(UnknownNameError, match="Unknown timm network ''"):
+        describe_backbone("timm:")
+
+
+def test_an_alias_is_described_as_what_it_stands_for() -> None:
+    assert describe_backbone("efficientnet_lite0") == describe_backbone("packaged")
+
+
+@pytest.mark.parametrize("name", ["auto", "diffusers_rae", "keras_vgg19"])
+def test_a_name_that_does_not_tell_what_the_network_is_is_not_described(name: str) -> None:
+    assert not is_backbone(name)
+    with pytest.raises(UnsupportedBackboneError, match=f"'{name}' alone does not tell"):
+        describe_backbone(name)
 
 
 @pytest.mark.parametrize(
@@ -193,7 +206,7 @@ def test_every_licence_that_says_non_commercial_is_remarked() -> None:
 def test_published_weights_are_warned_of_on_creation_and_others_are_not(
     name: str, license_name: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("transfervae.backbones.timm._loading_options", lambda *_: {})
+    monkeypatch.setattr("transfervae.backbones.timm._loading_options", lambda *_, **__: {})
     license_name = license_name or str(published(name).license or "unknown")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

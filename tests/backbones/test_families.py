@@ -78,7 +78,9 @@ def family(request: pytest.FixtureRequest) -> Iterator[Family]:
     name: str = request.param
     size = FAMILIES[name]
     torch.manual_seed(0)
-    vae = tv.build_vae(f"timm:{name}", image_size=size, latent_dim=3, width=8, weights=None)
+    vae = tv.build_vae(
+        tv.Spec(f"timm:{name}", weights=None), image_size=size, latent_dim=3, decoder=tv.Spec("resize", width=8)
+    )
     images = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(1))
     yield Family(name, size, vae, images)
     del vae
@@ -116,7 +118,7 @@ def test_nodes_are_those_described_and_several_are_read_in_one_pass(
     assert [(*features.shape[1:],) for features in maps] == [
         (described.nodes[node].channels, *described.nodes[node].grid) for node in nodes
     ]
-    assert (described.default_node, last) == (family.vae.backbone.source.node,) * 2
+    assert (described.default_node, last) == (family.vae.backbone.provenance.node,) * 2
     assert backbone.feature_shape(family.size) == tuple(fused.shape[1:])
     first, final = described.nodes[0], family.vae.backbone(family.images)
     assert fused.shape[1:] == (sum(features.shape[1] for features in maps), *first.grid)

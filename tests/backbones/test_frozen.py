@@ -3,14 +3,14 @@ import torch
 from torch import Tensor, nn
 
 from transfervae import FrozenBackbone
-from transfervae.backbones.frozen import Source
+from transfervae.backbones.frozen import Provenance
 from transfervae.errors import ImageSizeError, InvalidImageError
 
 
 def make(*, node: int = 0, scale: float = 1.0, mean: float = 0.5, std: float = 0.25) -> FrozenBackbone:
     network = nn.Conv2d(3, 3, kernel_size=2, bias=False)
     nn.init.constant_(network.weight, scale)
-    return FrozenBackbone(network, Source("own", node, None), mean=(mean,) * 3, std=(std,) * 3)
+    return FrozenBackbone(network, Provenance("own", node, None), mean=(mean,) * 3, std=(std,) * 3)
 
 
 class Stubborn(nn.Module):
@@ -38,7 +38,7 @@ def test_fingerprint_depends_on_the_names_of_the_tensors() -> None:
         network = nn.Sequential()
         network.add_module(name, nn.Conv2d(3, 3, kernel_size=1, bias=False))
         nn.init.ones_(network.get_parameter(f"{name}.weight"))
-        return FrozenBackbone(network, Source("own", 0, None), mean=(0.5,) * 3, std=(0.2,) * 3)
+        return FrozenBackbone(network, Provenance("own", 0, None), mean=(0.5,) * 3, std=(0.2,) * 3)
 
     assert wrapped("first").fingerprint != wrapped("second").fingerprint
 
@@ -56,7 +56,7 @@ def test_the_network_is_probed_once_per_size() -> None:
 
 
 def test_a_network_that_takes_no_size_says_so_with_its_reason() -> None:
-    backbone = FrozenBackbone(Stubborn(), Source("own", 0, None), mean=(0.5,) * 3, std=(0.2,) * 3)
+    backbone = FrozenBackbone(Stubborn(), Provenance("own", 0, None), mean=(0.5,) * 3, std=(0.2,) * 3)
     with pytest.raises(ImageSizeError, match=r"no size near it works \(no size will do\)\.$"):
         backbone.feature_shape(8)
 
@@ -68,8 +68,8 @@ def test_the_native_size_is_a_candidate() -> None:
                 raise ValueError("only 301x303")
             return images
 
-    source = Source("own", 0, None, native_size=(301, 303))
-    backbone = FrozenBackbone(Picky(), source, mean=(0.5,) * 3, std=(0.2,) * 3)
+    provenance = Provenance("own", 0, None, native_size=(301, 303))
+    backbone = FrozenBackbone(Picky(), provenance, mean=(0.5,) * 3, std=(0.2,) * 3)
     with pytest.raises(ImageSizeError, match="takes: 301x303 "):
         backbone.feature_shape(300)
 
@@ -98,7 +98,7 @@ def test_the_search_for_sizes_stops_once_two_are_found() -> None:
                 raise ValueError("multiples of 16")
             return images
 
-    backbone = FrozenBackbone(Strided(), Source("own", 0, None), mean=(0.5,) * 3, std=(0.2,) * 3)
+    backbone = FrozenBackbone(Strided(), Provenance("own", 0, None), mean=(0.5,) * 3, std=(0.2,) * 3)
     with pytest.raises(ImageSizeError) as caught:
         backbone.feature_shape((31, 40))
     assert "takes: 32x32, 32x48 (" in str(caught.value)

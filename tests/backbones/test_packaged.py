@@ -57,14 +57,14 @@ def test_every_tensor_kept_comes_from_the_file() -> None:
 
 
 def test_source_names_the_weights_by_default_and_the_license() -> None:
-    source = shared_backbone("packaged").source
+    source = shared_backbone("packaged").provenance
     assert (source.name, source.weights, source.license) == ("packaged", "default", "apache-2.0")
 
 
 def test_random_weights_are_others() -> None:
     backbone = create_backbone("packaged", node=1, weights=None)
     assert backbone.fingerprint != shared_backbone("packaged").fingerprint
-    assert backbone.source.weights is None
+    assert backbone.provenance.weights is None
 
 
 def test_another_number_of_tensors_is_refused() -> None:

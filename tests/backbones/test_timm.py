@@ -8,8 +8,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tests.samples import random_images
-from transfervae import build_vae, create_backbone
-from transfervae.backbones.timm import is_timm_name
+from transfervae import Spec, build_vae, create_backbone
+from transfervae.backbones.feature_spec import FeatureSpec
+from transfervae.backbones.timm import _tensor_names, is_timm_name
 from transfervae.errors import UnknownNameError, WeightsMismatchError, WeightsUnavailableError
 
 NETWORKS = {"test_resnet": 64, "test_efficientnet": 64, "test_convnext": 64, "test_vit": 32}
@@ -58,13 +59,13 @@ def test_every_stage_equals_timm_s_own_with_weights_from_a_file(
 def test_the_last_stage_is_the_default_and_negative_indices_count_from_it(name: str) -> None:
     default = create_backbone(f"timm:{name}", weights=None)
     last = create_backbone(f"timm:{name}", node=-1, weights=None)
-    index = default.source.node
+    index = default.provenance.node
     assert isinstance(index, int)
     assert index >= 0
     assert (
         default.fingerprint == last.fingerprint == create_backbone(f"timm:{name}", node=index, weights=None).fingerprint
     )
-    assert create_backbone(f"timm:{name}", node=str(index), weights=None).source.node == index
+    assert create_backbone(f"timm:{name}", node=str(index), weights=None).provenance.node == index
 
 
 @each_network
@@ -80,7 +81,7 @@ def test_normalisation_is_the_network_s_own(name: str) -> None:
     config: Any = timm.get_pretrained_cfg(name)
     torch.testing.assert_close(backbone.mean.flatten(), torch.tensor(config.mean))
     torch.testing.assert_close(backbone.std.flatten(), torch.tensor(config.std))
-    assert backbone.source.native_size == tuple(config.input_size[1:])
+    assert backbone.provenance.native_size == tuple(config.input_size[1:])
 
 
 def test_a_vit_gives_a_map_without_prefix_tokens_at_sizes_of_any_ratio() -> None:
@@ -109,7 +110,9 @@ def test_a_network_that_chooses_its_own_way_to_give_features_serves_too() -> Non
 
 def test_a_model_is_built_on_any_of_them() -> None:
     for name, size in NETWORKS.items():
-        vae = build_vae(f"timm:{name}", weights=None, image_size=size, latent_dim=3, width=8)
+        vae = build_vae(
+            Spec(f"timm:{name}", weights=None), image_size=size, latent_dim=3, decoder=Spec("resize", width=8)
+        )
         assert vae(torch.rand(2, 3, size, size)).reconstruction.shape == (2, 3, size, size)
 
 
@@ -184,3 +187,29 @@ def has_weights(name: str) -> bool:
 def test_the_license_is_that_of_the_default_weights_alone(weights: dict[str, Path]) -> None:
     assert create_backbone("timm:test_resnet", weights=weights["test_resnet"]).license is None
     assert create_backbone("timm:test_resnet", weights=None).license is None
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_resnet"])
+def test_weights_of_a_file_cost_one_network_and_one_without_memory(
+    name: str, weights: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    create = timm.create_model
+
+    def count(*given: Any, **options: Any) -> Any:
+        network = create(*given, **options)
+        made.append(next(network.parameters()).device.type)
+        return network
+
+    monkeypatch.setattr(timm, "create_model", count)
+    create_backbone(f"timm:{name}", weights=weights[name])
+    assert sorted(made) == ["cpu", "meta"]
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_convnext", "swin_tiny_patch4_window7_224", "qwen3_vit_306m_enc"])
+def test_what_is_left_without_a_classifier_is_what_timm_creates_without_one(name: str) -> None:
+    whole, trunk = _tensor_names(name, FeatureSpec((-1,)), name)
+    with torch.device("meta"):
+        networks = timm.create_model(name), timm.create_model(name, num_classes=0)
+    assert whole == list(networks[0].state_dict())
+    assert trunk == networks[1].state_dict().keys()

@@ -83,7 +83,7 @@ def test_channels_and_strides_are_those_of_the_paper(node: str) -> None:
 
 def test_block5_pool_is_the_default_and_has_all_convolutions() -> None:
     backbone = create_backbone("vgg19", weights=None)
-    assert backbone.source.node == "block5_pool"
+    assert backbone.provenance.node == "block5_pool"
     assert sum(parameter.numel() for parameter in backbone.parameters()) == 20_024_384
 
 

@@ -11,7 +11,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from tests.cache.small import (
     COUNT,
@@ -182,16 +181,6 @@ def test_no_images_are_refused(tmp_path: Path) -> None:
         FeatureCache.build(tiny_backbone(), Noise(0), tmp_path / "cache")
 
 
-class Labelled(Dataset[Any]):
-    """Images with their labels, as torchvision's data sets give them."""
-
-    def __len__(self) -> int:
-        return 3
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return torch.zeros(3, 8, 8, dtype=torch.uint8), index
-
-
 class Uneven(Noise):
     """Images of two sizes."""
 
@@ -202,7 +191,11 @@ class Uneven(Noise):
 @pytest.mark.usefixtures("without_shape_checks")
 @pytest.mark.parametrize(
     ("images", "words"),
-    [(Labelled(), r"\[3, h, w\].*got tuple"), (Noise(3).pixels[:, 0], r"got \[8, 8\]"), (Uneven(), "one size")],
+    [
+        ([(1, 2)] * 3, "Items must be images.*got int"),
+        (torch.zeros(3, 2, 8, 8), r"got \[2, 8, 8\]"),
+        (Uneven(), "one size"),
+    ],
 )
 def test_what_gives_no_images_of_one_size_is_refused(images: Any, words: str, tmp_path: Path) -> None:
     with pytest.raises(InvalidOptionError, match=words):

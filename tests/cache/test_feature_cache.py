@@ -82,7 +82,7 @@ def test_mirrored_items_are_those_of_mirrored_images(dtype: torch.dtype, tmp_pat
 def test_what_was_not_stored_mirrored_is_not_to_be_had(cache: FeatureCache) -> None:
     assert torch.equal(cache[1, False].image, cache[1].image)
     for ask in (lambda: cache[1, True], lambda: cache.sampler(flips=True), cache.check_flips):
-        with pytest.raises(InvalidOptionError, match="--flips"):
+        with pytest.raises(InvalidOptionError, match=r"--dataset\.flips"):
             ask()
 
 
@@ -138,7 +138,7 @@ OTHERS: list[tuple[Callable[[], tv.FrozenBackbone], str]] = [
 
 
 def _with_mean(backbone: tv.FrozenBackbone) -> tv.FrozenBackbone:
-    return tv.FrozenBackbone(backbone.network, backbone.source, mean=(0, 0, 0), std=backbone.std.flatten().tolist())
+    return tv.FrozenBackbone(backbone.network, backbone.provenance, mean=(0, 0, 0), std=backbone.std.flatten().tolist())
 
 
 def _with_other_weights(backbone: tv.FrozenBackbone) -> tv.FrozenBackbone:

@@ -13,7 +13,7 @@ from torch import Tensor
 from tests.cache.small import MEAN, STD, tiny_backbone
 from tests.strategies import features
 from transfervae.cache import DTYPES, Manifest
-from transfervae.cache.manifest import SHARD_BYTES, choose_rows, identify, preprocessing_of
+from transfervae.cache.manifest import SHARD_BYTES, backbone_identity, choose_rows, preprocessing_of
 from transfervae.errors import CacheError, CacheMismatchError
 
 PRECISION = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
@@ -154,9 +154,9 @@ def test_the_fingerprint_is_blamed_only_if_nothing_else_explains_it(tmp_path: Pa
 
 
 def test_a_backbone_is_known_by_all_that_its_features_depend_on() -> None:
-    identity = identify(tiny_backbone())
-    assert identity == identify(tiny_backbone())
+    identity = backbone_identity(tiny_backbone())
+    assert identity == backbone_identity(tiny_backbone())
     assert (identity["mean"], identity["std"]) == (list(MEAN), list(STD))
     assert identity["backbone"] == "module:Conv2d"
     for other in (tiny_backbone(seed=1), tiny_backbone(std=(0.5, 0.5, 0.5))):
-        assert identify(other)["fingerprint"] != identity["fingerprint"]
+        assert backbone_identity(other)["fingerprint"] != identity["fingerprint"]

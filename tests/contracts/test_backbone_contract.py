@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import transfervae as tv
 from tests.samples import KINDS, make_backbone, make_vae, random_images, shared_backbone
-from transfervae.backbones.frozen import Source
+from transfervae.backbones.frozen import Provenance
 from transfervae.errors import ImageSizeError, InvalidImageError
 
 each_kind = pytest.mark.parametrize("kind", KINDS)
@@ -34,12 +34,12 @@ class Fickle(nn.Module):
 def fickle_backbone() -> tv.FrozenBackbone:
     torch.manual_seed(0)
     network = Fickle().train()
-    return tv.FrozenBackbone(network, Source("fickle", 0, None), mean=(0.5,) * 3, std=(0.2,) * 3)
+    return tv.FrozenBackbone(network, Provenance("fickle", 0, None), mean=(0.5,) * 3, std=(0.2,) * 3)
 
 
 def drop_path_backbone() -> tv.FrozenBackbone:
     network = timm.create_model("test_efficientnet", drop_rate=0.4, drop_path_rate=0.4, num_classes=0, global_pool="")
-    return tv.FrozenBackbone(network, Source("drop path", 0, None), mean=(0.5,) * 3, std=(0.2,) * 3)
+    return tv.FrozenBackbone(network, Provenance("drop path", 0, None), mean=(0.5,) * 3, std=(0.2,) * 3)
 
 
 FRAGILE = {
@@ -63,7 +63,7 @@ def train_a_little(vae: tv.TransferVAE, images: Tensor) -> None:
 def test_training_the_whole_model_leaves_every_parameter_and_buffer_bit_identical(fragile: str) -> None:
     backbone = FRAGILE[fragile]()
     before = copy.deepcopy(backbone.state_dict())
-    vae = tv.build_vae(backbone, image_size=32, latent_dim=4, width=16).train()
+    vae = tv.build_vae(backbone, image_size=32, latent_dim=4, decoder=tv.Spec("resize", width=16)).train()
     head_before = vae.head.state_dict()["mean.weight"].clone()
     train_a_little(vae, random_images(count=4))
     assert not torch.equal(vae.head.state_dict()["mean.weight"], head_before)
@@ -74,7 +74,7 @@ def test_training_the_whole_model_leaves_every_parameter_and_buffer_bit_identica
 @each_fragile
 def test_no_part_thaws_in_training_mode(fragile: str) -> None:
     backbone = FRAGILE[fragile]()
-    vae = tv.build_vae(backbone, image_size=32, latent_dim=4, width=16).eval().train()
+    vae = tv.build_vae(backbone, image_size=32, latent_dim=4, decoder=tv.Spec("resize", width=16)).eval().train()
     assert vae.training
     assert not any(module.training for module in backbone.network.modules())
     assert not any(parameter.requires_grad for parameter in backbone.parameters())
@@ -257,7 +257,7 @@ def test_a_size_that_the_network_cannot_take_names_sizes_that_it_takes(
 def test_parameters_thawed_one_by_one_are_frozen_again(fragile: str) -> None:
     backbone = FRAGILE[fragile]()
     before = copy.deepcopy(backbone.state_dict())
-    vae = tv.build_vae(backbone, image_size=32, latent_dim=4, width=16).train()
+    vae = tv.build_vae(backbone, image_size=32, latent_dim=4, decoder=tv.Spec("resize", width=16)).train()
     for parameter in vae.parameters():
         parameter.requires_grad = True
     train_a_little(vae, random_images(count=4))

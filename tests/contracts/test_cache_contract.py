@@ -111,7 +111,9 @@ def learn(vae: tv.TransferVAE, images: Tensor, features: Tensor | None = None) -
 
 def small_vae(case: str, head: str = "gaussian") -> tv.TransferVAE:
     torch.manual_seed(1)
-    return tv.build_vae(backbone_of(case), image_size=CASES[case].size, head=head, latent_dim=5, width=16).train()
+    return tv.build_vae(
+        backbone_of(case), image_size=CASES[case].size, head=head, latent_dim=5, decoder=tv.Spec("resize", width=16)
+    ).train()
 
 
 @each_case

@@ -1,4 +1,4 @@
-from typing import Any, cast
+import json
 
 import pytest
 import torch
@@ -57,15 +57,17 @@ def test_items_of_a_batch_do_not_mix(
 
 @each_decoder
 @given(latent_shape=LATENT_SHAPES, image_size=IMAGE_SIZES, width=st.sampled_from([8, 16]))
-def test_config_builds_the_same_decoder_again(
+def test_spec_builds_the_same_decoder_again(
     kind: str, latent_shape: tuple[int, ...], image_size: tuple[int, int], width: int
 ) -> None:
     decoder = DECODERS[kind](latent_shape, image_size, width=width)
-    options: dict[str, Any] = dict(cast(Any, decoder).config)
-    again = DECODERS[options.pop("kind")](**options)
+    spec = DECODERS.spec_of(decoder)
+    assert spec is not None
+    again = DECODERS.build(json.loads(json.dumps(spec.to_dict())), latent_shape, image_size)
     again.load_state_dict(decoder.state_dict())
     latents = torch.randn(2, *latent_shape)
-    assert again.config == decoder.config
+    assert DECODERS.spec_of(again) == spec
+    assert spec.options["width"] == width
     assert torch.equal(again(latents), decoder(latents))
 
 

@@ -69,7 +69,7 @@ def test_images_are_those_of_torch_s_transformer(
     grid: tuple[int, int], patch: tuple[int, int], seed: int, *, cut: bool
 ) -> None:
     height, width = (cells * side - (cut and cells > 1) for cells, side in zip(grid, patch, strict=True))
-    decoder = vit_decoder((5, *grid), (height, width), width=24, layers=2, heads=3, mlp_width=20)
+    decoder = vit_decoder((5, *grid), (height, width), width=24, depth=2, heads=3, mlp_width=20)
     randomise(decoder, seed)
     latents = torch.randn(2, 5, *grid)
     expected = images_of_torch(decoder, latents)
@@ -114,9 +114,9 @@ def test_a_named_size_has_the_parameters_of_its_numbers(size: str) -> None:
         ({}, Architecture(384, 1536, 6, 12)),
         ({"width": 384}, Architecture(384, 1536, 6, 12)),
         ({"width": 40}, Architecture(40, 160, 1, 12)),
-        ({"width": 96, "layers": 3}, Architecture(96, 384, 2, 3)),
+        ({"width": 96, "depth": 3}, Architecture(96, 384, 2, 3)),
         ({"width": 192, "heads": 4, "mlp_width": 100}, Architecture(192, 100, 4, 12)),
-        ({"size": "xl", "width": 1152, "layers": 2}, Architecture(1152, 4096, 16, 2)),
+        ({"size": "xl", "width": 1152, "depth": 2}, Architecture(1152, 4096, 16, 2)),
     ],
 )
 def test_what_is_left_out_follows_from_size_and_width(options: dict[str, Any], expected: Architecture) -> None:
@@ -137,17 +137,17 @@ def test_what_is_left_out_follows_from_size_and_width(options: dict[str, Any], e
 def test_patches_cover_the_image(
     latent_shape: tuple[int, ...], image_size: tuple[int, int], grid: tuple[int, int], patch: tuple[int, int]
 ) -> None:
-    decoder = vit_decoder(latent_shape, image_size, width=8, layers=1)
+    decoder = vit_decoder(latent_shape, image_size, width=8, depth=1)
     assert (decoder.grid, decoder.patch) == (grid, patch)
 
 
 def test_checkpoints_hold_parameters_alone() -> None:
-    decoder = vit_decoder((4, 2, 2), 8, width=8, layers=1)
+    decoder = vit_decoder((4, 2, 2), 8, width=8, depth=1)
     assert set(decoder.state_dict()) == {name for name, _ in decoder.named_parameters()}
 
 
 def test_gradients_reach_pixels_outside_the_range() -> None:
-    decoder = vit_decoder((4, 2, 2), 8, width=8, layers=1)
+    decoder = vit_decoder((4, 2, 2), 8, width=8, depth=1)
     nn.init.constant_(decoder.predict.bias, 50.0)
     images = decoder(torch.randn(2, 4, 2, 2))
     images.sum().backward()
@@ -159,7 +159,7 @@ def test_gradients_reach_pixels_outside_the_range() -> None:
 @pytest.mark.usefixtures("without_shape_checks")
 @pytest.mark.parametrize("latent_shape", [(4,), (3, 2, 3)])
 def test_compiles_without_a_graph_break(latent_shape: tuple[int, ...]) -> None:
-    decoder = vit_decoder(latent_shape, (9, 14), width=8, layers=2)
+    decoder = vit_decoder(latent_shape, (9, 14), width=8, depth=2)
     latents = torch.randn(2, *latent_shape)
     compiled = torch.compile(decoder, fullgraph=True, backend="aot_eager")
     assert_close(compiled(latents), decoder(latents))
@@ -168,7 +168,7 @@ def test_compiles_without_a_graph_break(latent_shape: tuple[int, ...]) -> None:
 @pytest.mark.usefixtures("without_shape_checks")
 def test_latents_of_another_shape_are_refused() -> None:
     with pytest.raises(ShapeError, match=re.escape("built for latents [b, 4, 2, 2], got [2, 4, 2, 3]")):
-        vit_decoder((4, 2, 2), 8, width=8, layers=1)(torch.randn(2, 4, 2, 3))
+        vit_decoder((4, 2, 2), 8, width=8, depth=1)(torch.randn(2, 4, 2, 3))
 
 
 @pytest.mark.usefixtures("without_shape_checks")
@@ -179,7 +179,7 @@ def test_latents_of_another_shape_are_refused() -> None:
         ({"positions": "rea"}, UnknownNameError, "Did you mean 'rae'?"),
         ({"width": 10}, InvalidOptionError, "width must be a multiple of 4, got 10"),
         ({"width": 0}, InvalidOptionError, "width must be a whole number of at least 1, got 0"),
-        ({"layers": 0}, InvalidOptionError, "layers must be a whole number of at least 1, got 0"),
+        ({"depth": 0}, InvalidOptionError, "depth must be a whole number of at least 1, got 0"),
         ({"mlp_width": -1}, InvalidOptionError, "mlp_width must be a whole number"),
         ({"heads": 5}, InvalidOptionError, "width must be a multiple of heads, got 384 and 5"),
         ({"mean": (0.5, 0.5)}, InvalidOptionError, "mean and std must be three numbers each"),

@@ -13,7 +13,7 @@ from transfervae.errors import InvalidOptionError
 
 @given(values=features())
 def test_posterior_agrees_with_its_formula_in_float64_also_under_autocast(values: Tensor) -> None:
-    head = SpatialGaussianHead(values.shape[1], 3)
+    head = SpatialGaussianHead((values.shape[1], 1, 1), latent_dim=3)
     torch.nn.init.normal_(head.logvar.weight, std=0.05)
     wide = values.double()
     spread = (wide.var(dim=(1, 2, 3), unbiased=False, keepdim=True) + 1e-5).sqrt()
@@ -30,21 +30,26 @@ def test_posterior_agrees_with_its_formula_in_float64_also_under_autocast(values
 
 def test_expected_kl_at_the_first_step_is_the_documented_one() -> None:
     torch.manual_seed(0)
-    kl = SpatialGaussianHead(64, 64)(torch.randn(16, 64, 6, 5) * 100 + 30).kl_per_dimension().mean().item()
+    kl = (
+        SpatialGaussianHead((64, 1, 1), latent_dim=64)(torch.randn(16, 64, 6, 5) * 100 + 30)
+        .kl_per_dimension()
+        .mean()
+        .item()
+    )
     assert kl == pytest.approx(0.01, rel=0.2)
 
 
 @given(seed=SEEDS)
 def test_a_latent_sees_no_other_cell_but_through_the_normalisation(seed: int) -> None:
     values = torch.randn(1, 4, 3, 3, generator=torch.Generator().manual_seed(seed))
-    head = SpatialGaussianHead(4, 2)
+    head = SpatialGaussianHead((4, 1, 1), latent_dim=2)
     order = torch.randperm(9, generator=torch.Generator().manual_seed(seed))
     mixed = values.flatten(2)[..., order].view_as(values)
     expected = head(values).mean.flatten(2)[..., order]
     assert_close(head(mixed).mean.flatten(2), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("options", [(0, 4), (4, 0), (4, -1)])
-def test_channels_below_one_are_refused(options: tuple[int, int]) -> None:
-    with pytest.raises(InvalidOptionError, match="channels"):
-        SpatialGaussianHead(*options)
+@pytest.mark.parametrize("latent_dim", [0, -1])
+def test_channels_below_one_are_refused(latent_dim: int) -> None:
+    with pytest.raises(InvalidOptionError, match="latent_dim"):
+        SpatialGaussianHead((4, 1, 1), latent_dim=latent_dim)

@@ -1,16 +1,29 @@
-"""The command line as a user runs it: a process of its own."""
+"""The command line as a user runs it."""
 
+import io
 import os
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+
+import jaxtyping
+import pytest
+
+from transfervae.__main__ import main
+from transfervae.cli.app import errors, screen
 
 COMMAND = [sys.executable, "-m", "transfervae"]
 
+MULTIPLE = {"ddp", "--engine.compile"}
+"""Words of commands that start processes, or compile what the tests' shape checks would be part of."""
+
 TINY_OPTIONS = """
-    --backbone timm:test_resnet --weights none --image-size 32 --latent-dim 8 --width 32 --faces 48 --batch-size 8
-    --workers 0 --accelerator cpu --devices 1 --precision 32-true --memory-format contiguous
+    --backbone timm:test_resnet --backbone.weights none --image-size 32 --head.latent-dim 8 --decoder.width 32
+    --dataset.faces 48 --dataset.batch-size 8 --dataset.workers 0 --engine.accelerator cpu --engine.devices 1
+    --engine.precision 32-true --engine.memory-format contiguous
 """
 TINY = tuple(TINY_OPTIONS.split())
 
@@ -22,6 +35,40 @@ def environment() -> dict[str, str]:
 def run(
     *arguments: str | Path, cwd: Path | None = None, before: Callable[[], None] | None = None
 ) -> subprocess.CompletedProcess[str]:
+    """Run a command: in this process where nothing asks for one of its own, which spares the imports."""
+    command = [*map(str, arguments)]
+    if cwd is None and before is None and not MULTIPLE & set(command):
+        return run_here(command)
+    return run_apart(*arguments, cwd=cwd, before=before)
+
+
+def run_here(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """Run a command in this process, as a user does: without shape checks."""
+    stdout, stderr = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(stdout), redirect_stderr(stderr):
+        patch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+        patch.setattr(sys, "argv", ["transfervae", *command])
+        for console in (screen, errors):  # they have read the environment when they were imported
+            patch.setattr(console, "_width", 200)
+        for name, value in environment().items():
+            patch.setenv(name, value)
+        code: object = 0
+        try:
+            main()
+        except SystemExit as ended:
+            code = ended.code or 0
+        except Exception:  # noqa: BLE001 - a process would print it and end with 1
+            traceback.print_exc()
+            code = 1
+    return subprocess.CompletedProcess(
+        [*COMMAND, *command], code if isinstance(code, int) else 1, stdout.getvalue(), stderr.getvalue()
+    )
+
+
+def run_apart(
+    *arguments: str | Path, cwd: Path | None = None, before: Callable[[], None] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a command in a process of its own."""
     return subprocess.run(
         [*COMMAND, *map(str, arguments)],
         cwd=cwd,

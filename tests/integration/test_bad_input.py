@@ -15,7 +15,9 @@ from tests.integration.command import TINY, assert_one_line_error, assert_succee
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "model"
-    tv.build_vae("timm:test_resnet", weights=None, image_size=32, latent_dim=8, width=32).save_pretrained(folder)
+    tv.build_vae(
+        tv.Spec("timm:test_resnet", weights=None), image_size=32, latent_dim=8, decoder=tv.Spec("resize", width=32)
+    ).save_pretrained(folder)
     return folder
 
 
@@ -38,31 +40,31 @@ def train(*options: str | Path, out: Path) -> tuple[str | Path, ...]:
         (("--backbone", "vg19"), ("'vg19'", "'vgg19'")),
         (("--backbone", "resnet50"), ("timm:resnet50",)),
         (("--backbone", "timm:resnt50"), ("'resnet50'",)),
-        (("--backbone", "vgg19", "--node", "block5_pol"), ("'block5_pool'",)),
-        (("--node", "9"), ("node", "0, 1, 2, 3, 4")),
+        (("--backbone", "vgg19", "--backbone.node", "block5_pol"), ("'block5_pool'",)),
+        (("--backbone.node", "9"), ("node", "0, 1, 2, 3, 4")),
         (("--decoder", "resise"), ("'resize'",)),
-        (("--reconstruction", "rsme"), ("'rmse'",)),
-        (("--beta-schedule", "cycle"), ("'cyclic'",)),
+        (("--objective", "rsme,kl"), ("'rmse'",)),
+        (("--objective.kl.schedule", "cycle"), ("'cyclic'",)),
         (("--backbone", "vgg19", "--image-size", "20"), ("20x20", "32x32")),
         (("--backbone", "timm:test_vit", "--image-size", "100"), ("100x100", "96x96")),
         (("--backbone", "timm:test_coatnet", "--image-size", "100"), ("100x100", "created for: 96x96")),
-        (("--image-size", "wide"), ("--image-size", "'wide'")),
-        (("--latent-dim", "0"), ("latent_dim", "0")),
-        (("--width", "30"), ("width", "multiple of 8")),
-        (("--held-out", "1.5"), ("held_out", "1.5")),
-        (("--learning-rate", "-1"), ("learning_rate",)),
-        (("--learning-rate", "inf"), ("learning_rate",)),
-        (("--beta", "-1"), ("beta",)),
-        (("--beta", "inf"), ("beta",)),
-        (("--workers", "-1"), ("workers",)),
+        (("--image-size", "wide"), ("image size", "'wide'")),
+        (("--head.latent-dim", "0"), ("latent_dim", "0")),
+        (("--decoder.width", "30"), ("width", "multiple of 8")),
+        (("--dataset.val", "1.5"), ("val", "1.5")),
+        (("--optimizer.learning-rate", "-1"), ("learning_rate",)),
+        (("--optimizer.learning-rate", "inf"), ("learning_rate",)),
+        (("--objective.kl.weight", "-1"), ("weight",)),
+        (("--objective.kl.weight", "inf"), ("weight",)),
+        (("--dataset.workers", "-1"), ("workers",)),
         (("--seed", "99999999999999999999"), ("seed",)),
-        (("--faces", "2", "--devices", "2", "--strategy", "ddp"), ("2 processes", "held-out")),
+        (("--dataset.faces", "2", "--engine.devices", "2", "--engine.strategy", "ddp"), ("2 processes", "held-out")),
         (("--epochs", "0"), ("epochs",)),
-        (("--faces", "1"), ("at least 2",)),
-        (("--precision", "7-bit"), ("engine", "7-bit")),
-        (("--accelerator", "warp"), ("engine", "warp")),
-        (("--strategy", "magic"), ("engine", "magic")),
-        (("--weights", "nowhere.pth"), ("nowhere.pth",)),
+        (("--dataset.faces", "1"), ("at least 2",)),
+        (("--engine.precision", "7-bit"), ("engine", "7-bit")),
+        (("--engine.accelerator", "warp"), ("engine", "warp")),
+        (("--engine.strategy", "magic"), ("engine", "magic")),
+        (("--backbone.weights", "nowhere.pth"), ("nowhere.pth",)),
     ],
 )
 def test_wrong_options(options: tuple[str, ...], words: tuple[str, ...], tmp_path: Path) -> None:
@@ -93,7 +95,7 @@ def test_bad_files_are_named_and_can_be_skipped(photos: Path, tmp_path: Path) ->
     (photos / "text.webp").write_text("not an image")
     process = run(*train(photos, out=tmp_path / "run"))
     assert_one_line_error(process, "truncated.png", "zero.jpg", "text.webp", "--skip-bad")
-    screen = assert_succeeds(run(*train(photos, "--skip-bad", out=tmp_path / "run")))
+    screen = assert_succeeds(run(*train(photos, "--dataset.skip-bad", out=tmp_path / "run")))
     assert "3 unreadable files skipped" in screen
 
 
@@ -105,7 +107,7 @@ def test_folder_with_another_run(tmp_path: Path) -> None:
 
 
 def test_a_run_that_diverges_says_so_and_saves_nothing_wrong(tmp_path: Path) -> None:
-    process = run(*train("--learning-rate", "1e30", out=tmp_path / "run"))
+    process = run(*train("--optimizer.learning-rate", "1e30", out=tmp_path / "run"))
     assert_one_line_error(process, "diverged", "learning rate")
     assert not (tmp_path / "run" / "model").exists()
     assert not (tmp_path / "run" / "checkpoints").exists()

@@ -20,7 +20,12 @@ from transfervae.shapes import unit_images
 
 FACES = 60
 ROW_BYTES = 3 * 32 * 32 + 2 * 96
-CACHE = ("cache", *" ".join(TINY).replace("--latent-dim 8 --width 32 --faces 48", f"--faces {FACES}").split())
+CACHE = (
+    "cache",
+    *" ".join(TINY)
+    .replace("--head.latent-dim 8 --decoder.width 32 --dataset.faces 48", f"--dataset.faces {FACES}")
+    .split(),
+)
 
 DRIVER = """
 import sys
@@ -121,7 +126,7 @@ def whole(driver: Path, tmp_path_factory: pytest.TempPathFactory) -> Build:
 def test_a_build_says_what_it_does_and_stores_what_the_backbone_gives(whole: Build) -> None:
     assert whole.own.returncode == 0, whole.own.stderr
     assert whole.own.stderr == ""
-    for words in ("features of 60 images go to", "to write", "features computed in", "--cache"):
+    for words in ("features of 60 images go to", "to write", "features computed in", "--engine.cache"):
         assert words in whole.own.stdout
     cache = FeatureCache(whole.folder)
     assert (cache.manifest.count, len(cache)) == (FACES, FACES)
@@ -187,7 +192,9 @@ def test_a_file_too_large_for_the_disk_ends_in_one_line_and_goes_on_later(call: 
 
 
 def test_the_command_on_two_devices_prints_once(tmp_path: Path) -> None:
-    screen = assert_succeeds(run(*CACHE, "--devices", "2", "--strategy", "ddp", "--out", tmp_path / "cache"))
+    screen = assert_succeeds(
+        run(*CACHE, "--engine.devices", "2", "--engine.strategy", "ddp", "--out", tmp_path / "cache")
+    )
     for words in ("features of 60 images go to", "features computed in", "60 images and their features are in"):
         assert screen.count(words) == 1
     cache = FeatureCache(tmp_path / "cache")
@@ -205,10 +212,10 @@ def test_the_same_command_again_has_nothing_to_do(whole: Build, call: Call) -> N
 
 def test_other_options_are_refused_and_named(whole: Build, call: Call) -> None:
     for options, words in (
-        (("--node", "1"), "node is 4, not 1"),
+        (("--backbone.node", "1"), "node is 4, not 1"),
         (("--dtype", "bfloat16"), "dtype is float16, not bfloat16"),
-        (("--faces", "61"), f"rows is {FACES}, not 61"),
-        (("--flips",), "flips is False, not True"),
+        (("--dataset.faces", "61"), f"rows is {FACES}, not 61"),
+        (("--dataset.flips",), "flips is False, not True"),
     ):
         answer = call(*CACHE, *options, "--out", whole.folder)
         assert answer.returncode == 2
@@ -230,7 +237,7 @@ def test_verify_finds_a_changed_file(call: Call, tmp_path: Path) -> None:
     assert answer.returncode == 2
     assert "00000.features.npy' was changed after it was written" in answer.stderr
     (folder / "00000.json").unlink()
-    assert call(*CACHE, "--faces", "3", "--out", folder).returncode == 0
+    assert call(*CACHE, "--dataset.faces", "3", "--out", folder).returncode == 0
     assert call("cache", "--verify", "--out", folder).returncode == 0
 
 

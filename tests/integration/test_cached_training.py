@@ -13,24 +13,14 @@ from tests.cache.small import contents
 from tests.integration.command import TINY, assert_one_line_error, assert_succeeds, environment, run
 from tests.integration.test_cache_command import ROW_BYTES, start, wait_for_shards
 from tests.integration.test_interruption import assert_same_run, wait_for_epoch
+from tests.runs import Small
 from tests.samples import make_backbone
 from transfervae.cache import FeatureCache
 from transfervae.data import ToyFaces
-from transfervae.training import EngineOptions, TrainOptions, train
 
 FACES = 80
-OPTIONS = TrainOptions(
-    backbone="timm:test_resnet",
-    weights=None,
-    image_size=(32, 32),
-    latent_dim=8,
-    width=32,
-    faces=FACES,
-    batch_size=8,
-    epochs=4,
-)
-ENGINE = EngineOptions(accelerator="cpu", devices=1, precision="32-true", memory_format="contiguous", workers=0)
-COMMAND = ("train", *TINY, "--faces", str(FACES), "--epochs", str(OPTIONS.epochs))
+OPTIONS = Small(width=32, faces=FACES, epochs=4)
+COMMAND = ("train", *TINY, "--dataset.faces", str(FACES), "--epochs", str(OPTIONS.epochs))
 
 
 @pytest.fixture(scope="module")
@@ -45,12 +35,12 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "whole"
-    train(OPTIONS, out, engine=ENGINE)
+    OPTIONS.train(out)
     return out
 
 
 def resume(out: Path) -> None:
-    train(OPTIONS, out, resume=True)
+    OPTIONS.train(out, resume=True, engine=None)
     FeatureCache(out / "features").verify()
 
 
@@ -88,7 +78,7 @@ def test_a_longer_run_reads_the_features_that_are_there(uninterrupted: Path, tmp
     out = tmp_path / "longer"
     shutil.copytree(uninterrupted, out)
     before = {path: path.stat().st_mtime_ns for path in (out / "features").iterdir()}
-    result = train(replace(OPTIONS, epochs=OPTIONS.epochs + 1), out, resume=True)
+    result = replace(OPTIONS, epochs=OPTIONS.epochs + 1).train(out, resume=True)
     assert len(result.rows) == OPTIONS.epochs + 1
     assert {path: path.stat().st_mtime_ns for path in (out / "features").iterdir()} == before
 
@@ -101,13 +91,13 @@ def test_the_folder_says_how_it_was_run(uninterrupted: Path) -> None:
 def test_a_compiled_run_ends_well_and_learns_nearly_the_same(tmp_path: Path) -> None:
     cache = tmp_path / "features"
     FeatureCache.build(make_backbone("resnet"), ToyFaces(40, 32, dtype=torch.uint8), cache)
-    command = ("train", *TINY, "--faces", "40", "--epochs", "1", "--compile")
-    assert_succeeds(run(*command, "--cache", cache, "--out", tmp_path / "run"))
+    command = ("train", *TINY, "--dataset.faces", "40", "--epochs", "1", "--engine.compile")
+    assert_succeeds(run(*command, "--engine.cache", cache, "--out", tmp_path / "run"))
     engine = json.loads((tmp_path / "run" / "config.json").read_text())["engine"]
     assert engine["compile"] is True
-    plain = train(replace(OPTIONS, faces=40, epochs=1), tmp_path / "plain", engine=replace(ENGINE, cache=str(cache)))
+    plain = replace(OPTIONS, faces=40, epochs=1, cache=cache).train(tmp_path / "plain")
     figures = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert figures["rmse"] == pytest.approx(plain.best["val/rmse"], rel=0.05)
+    assert figures["metrics"]["rmse"] == pytest.approx(plain.best["val/rmse"], rel=0.05)
 
 
 TWO_PROCESSES = """
@@ -117,20 +107,20 @@ from pathlib import Path
 import torch
 from transfervae.backbones import FrozenBackbone
 from transfervae.errors import TransferVAEError
-from transfervae.training import EngineOptions, TrainOptions, cache_features, train
+import transfervae as tv
+from transfervae.training import cache_features, train
 
 out, rank = Path(sys.argv[1]), int(os.environ.get("LOCAL_RANK", "0"))
-options = TrainOptions(
-    backbone="timm:test_resnet", weights=None, image_size=(32, 32), latent_dim=8, width=32, faces=41, batch_size=4,
-    epochs=2,
-)
-engine = EngineOptions(
-    accelerator="cpu", devices=2, strategy="ddp", workers=0, precision="32-true", memory_format="contiguous"
-)
+backbone = tv.Spec("timm:test_resnet", weights=None)
+model = {"backbone": backbone, "image_size": 32, "latent_dim": 8}
+dataset = {"faces": 41, "batch_size": 4, "workers": 0}
+engine = {
+    "accelerator": "cpu", "devices": 2, "strategy": "ddp", "precision": "32-true", "memory_format": "contiguous"
+}
 seen = {}
 
 def count(folder):
-    return len(cache_features(options, out / folder, engine=engine))
+    return len(cache_features(backbone, None, out / folder, image_size=32, dataset=dataset, engine=engine))
 
 def refusal(folder):
     try:
@@ -139,7 +129,7 @@ def refusal(folder):
         return f"{type(error).__name__}: {error}"
 
 def learn(name):
-    result = train(options, out / name, engine=engine)
+    result = train(model, out=out / name, epochs=2, dataset=dataset, engine=engine)
     rows = [{k: v for k, v in row.items() if k != "images_per_second"} for row in result.rows]
     return rows, (out / name / "features" / "manifest.json").exists()
 
@@ -235,12 +225,12 @@ def test_two_processes_do_without_a_cache_together(together: tuple[Path, list[di
 def test_a_folder_that_cannot_be_written_to_stops_several_processes_at_once(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "features").symlink_to(tmp_path / "a disk that is not there" / "features")
-    command = [word for word in COMMAND if word not in ("--devices", "1")]
-    process = run(*command, "--devices", "2", "--strategy", "ddp", "--out", tmp_path / "run")
+    command = [word for word in COMMAND if word not in ("--engine.devices", "1")]
+    process = run(*command, "--engine.devices", "2", "--engine.strategy", "ddp", "--out", tmp_path / "run")
     assert_one_line_error(process, "cannot be written to")
 
 
 def test_one_process_does_without_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
     (tmp_path / "features").symlink_to(tmp_path / "a disk that is not there" / "features")
-    result = train(replace(OPTIONS, faces=20, epochs=2), tmp_path, engine=ENGINE)
+    result = replace(OPTIONS, faces=20, epochs=2).train(tmp_path)
     assert len(result.rows) == 2

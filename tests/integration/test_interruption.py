@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from tests.integration.command import TINY, assert_one_line_error, assert_succeeds, run, start
 
 EPOCHS = 4
-RUN = (*TINY, "--faces", "160", "--epochs", str(EPOCHS), "--workers", "1")
+RUN = (*TINY, "--dataset.faces", "160", "--epochs", str(EPOCHS), "--dataset.workers", "1")
 
 
 @pytest.fixture(scope="module")
@@ -110,17 +110,19 @@ def test_a_resumed_run_keeps_its_engine(uninterrupted: Path, tmp_path: Path) -> 
     out = tmp_path / "run"
     shutil.copytree(uninterrupted, out)
     before = json.loads((out / "config.json").read_text())["engine"]
-    assert_succeeds(run("train", "--resume", "--epochs", str(EPOCHS + 1), "--precision", "bf16-mixed", "--out", out))
+    assert_succeeds(
+        run("train", "--resume", "--epochs", str(EPOCHS + 1), "--engine.precision", "bf16-mixed", "--out", out)
+    )
     after = json.loads((out / "config.json").read_text())["engine"]
     assert after == {**before, "precision": "bf16-mixed"}
-    assert after["workers"] == 1
+    assert json.loads((out / "config.json").read_text())["dataset"]["workers"] == 1
     assert len(rows_of(out)) == EPOCHS + 1
 
 
 def test_resume_accepts_the_same_options_and_refuses_others(uninterrupted: Path) -> None:
     screen = assert_succeeds(run("train", *RUN, "--out", uninterrupted, "--resume"))
     assert "held out" in screen
-    process = run("train", "--resume", "--latent-dim", "9", "--out", uninterrupted)
-    assert_one_line_error(process, "latent_dim is 9 instead of 8")
+    process = run("train", "--resume", "--head.latent-dim", "9", "--out", uninterrupted)
+    assert_one_line_error(process, "'latent_dim': 9} instead of")
     process = run("train", "--resume", "--epochs", "1", "--out", uninterrupted)
     assert_one_line_error(process, "can only be lengthened")

@@ -11,14 +11,25 @@ from PIL import Image
 
 import transfervae as tv
 from tests.integration.command import TINY, assert_succeeds, run
+from tests.runs import Small
 from transfervae.heads import HEADS
-from transfervae.training import EngineOptions, TrainOptions, train
 
 
 @pytest.fixture(scope="module")
 def faces_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     out = tmp_path_factory.mktemp("runs") / "faces"
-    options = ("--backbone", "packaged", "--faces", 60, "--image-size", "48x64", "--epochs", 2, "--workers", 1)
+    options = (
+        "--backbone",
+        "packaged",
+        "--dataset.faces",
+        60,
+        "--image-size",
+        "48x64",
+        "--epochs",
+        2,
+        "--dataset.workers",
+        1,
+    )
     return out, assert_succeeds(run("train", *map(str, options), "--out", out))
 
 
@@ -28,7 +39,7 @@ def test_run_folder_is_complete(faces_run: tuple[Path, str]) -> None:
         with Image.open(out / f"{name}.png") as picture:
             picture.load()
     assert {path.name for path in (out / "checkpoints").iterdir()} == {"best.safetensors", "last.safetensors"}
-    assert json.loads((out / "config.json").read_text())["options"]["image_size"] == [48, 64]
+    assert json.loads((out / "config.json").read_text())["image_size"] == [48, 64]
     assert json.loads((out / "result.json").read_text())["latent_size"] == 128
     assert not list(out.rglob("*.tmp"))
     assert not [path for path in out.rglob("*") if path.suffix in {".ckpt", ".pt", ".pth", ".pkl"}]
@@ -40,8 +51,11 @@ def test_metrics_hold_one_row_an_epoch(faces_run: tuple[Path, str]) -> None:
     assert [row["epoch"] for row in rows] == ["1", "2"]
     for row in rows:
         assert all(math.isfinite(float(value)) for value in row.values())
-        total = float(row["train/reconstruction"]) + float(row["weighted_kl"])
-        assert float(row["train/total"]) == pytest.approx(total, rel=1e-4)
+        total = float(row["train/weighted/rmse"]) + float(row["train/weighted/kl"])
+        assert float(row["train/weighted/kl"]) == pytest.approx(
+            float(row["train/term/kl"]) * float(row["weight/kl"]), rel=1e-4
+        )
+        assert float(row["train/loss"]) == pytest.approx(total, rel=1e-4)
 
 
 def test_screen_shows_epochs_and_final_figures(faces_run: tuple[Path, str]) -> None:
@@ -62,8 +76,8 @@ def test_reported_figures_are_those_of_the_saved_model(faces_run: tuple[Path, st
     with torch.no_grad():
         rmse = tv.losses.rmse(vae.reconstruct(held_out), held_out).mean().item()
     with (out / "metrics.csv").open() as file:
-        best = min(csv.DictReader(file), key=lambda row: float(row["val/total"]))
-    assert json.loads((out / "result.json").read_bytes())["rmse"] == pytest.approx(rmse, rel=1e-5)
+        best = min(csv.DictReader(file), key=lambda row: float(row["val/loss"]))
+    assert json.loads((out / "result.json").read_bytes())["metrics"]["rmse"] == pytest.approx(rmse, rel=1e-5)
     assert float(best["val/rmse"]) == pytest.approx(rmse, rel=1e-2)  # from features in half precision
 
 
@@ -129,20 +143,17 @@ def test_random_weights_are_announced(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("head", HEADS)
 def test_every_head_trains_and_resumes(head: str, tmp_path: Path) -> None:
-    options = TrainOptions(
-        backbone="timm:test_resnet", weights=None, head=head, image_size=(32, 32), width=16, faces=24, epochs=1
-    )
-    engine = EngineOptions(accelerator="cpu", devices=1, workers=0)
-    train(options, tmp_path, engine=engine)
-    result = train(replace(options, epochs=2), tmp_path, engine=engine, resume=True)
+    options = Small(head=head, latent_dim=None, faces=24, epochs=1)
+    options.train(tmp_path)
+    result = replace(options, epochs=2).train(tmp_path, resume=True)
     assert [row["epoch"] for row in result.rows] == [1, 2]
     assert all(math.isfinite(value) for row in result.rows for value in row.values())
     assert (result.vae.scaling is not None) == (head == "deterministic")
 
 
 def test_latents_of_a_deterministic_head_are_encoded_without_a_log_variance(tmp_path: Path) -> None:
-    options = " ".join(TINY).replace("--latent-dim 8", "--head deterministic").split()
-    assert "KL 0.0 nats" in assert_succeeds(run("train", *options, "--epochs", "1", "--out", tmp_path / "run"))
+    options = " ".join(TINY).replace("--head.latent-dim 8", "--head deterministic").split()
+    assert "kl 0 " in assert_succeeds(run("train", *options, "--epochs", "1", "--out", tmp_path / "run"))
     Image.new("RGB", (40, 40), "teal").save(tmp_path / "photo.png")
     assert_succeeds(run("encode", tmp_path / "run", tmp_path / "photo.png", "--out", tmp_path / "latents.npz"))
     vae = tv.TransferVAE.from_pretrained(tmp_path / "run" / "model")

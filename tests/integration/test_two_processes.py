@@ -8,15 +8,13 @@ from tests.integration.command import TINY, assert_succeeds, environment, run
 
 SCRIPT = """
 import hashlib, os, sys
-from transfervae.training import EngineOptions, TrainOptions, train
+import transfervae as tv
 
-options = TrainOptions(
-    backbone="timm:test_resnet", weights=None, image_size=(32, 32), latent_dim=8, width=32, faces=50, batch_size=4,
-    epochs=2,
-)
-engine = EngineOptions(accelerator="cpu", devices=2, strategy="ddp", workers=0)
+model = {"backbone": tv.Spec("timm:test_resnet", weights=None), "image_size": 32, "latent_dim": 8}
+engine = {"accelerator": "cpu", "devices": 2, "strategy": "ddp"}
 out = sys.argv[1]
-result = train(options, out, engine=engine)
+dataset = {"faces": 50, "batch_size": 4, "workers": 0}
+result = tv.train(model, out=out, epochs=2, dataset=dataset, engine=engine)
 rank = os.environ.get("LOCAL_RANK", "0")
 
 def digest(state):
@@ -56,15 +54,55 @@ def test_every_rank_ends_with_the_same_weights_and_figures(two_ranks: Path) -> N
 
 
 def test_two_ranks_learn_from_different_noise_and_images(two_ranks: Path, tmp_path: Path) -> None:
-    options = (*TINY, "--faces", "50", "--batch-size", "8", "--epochs", "2")
+    options = (*TINY, "--dataset.faces", "50", "--dataset.batch-size", "8", "--epochs", "2")
     assert_succeeds(run("train", *options, "--out", tmp_path / "one"))
     alone = (tmp_path / "one" / "model" / "model.safetensors").read_bytes()
     assert alone != (two_ranks / "model" / "model.safetensors").read_bytes()
 
 
 def test_the_command_prints_once(tmp_path: Path) -> None:
-    options = (*TINY, "--epochs", "1", "--devices", "2", "--strategy", "ddp")
+    options = (*TINY, "--epochs", "1", "--engine.devices", "2", "--engine.strategy", "ddp")
     screen = assert_succeeds(run("train", *options, "--out", tmp_path / "run"))
     assert screen.count("epoch   1/1") == 1
     assert screen.count("RMSE of the mean training image") == 1
     assert "unused parameters" not in screen
+
+
+def test_torchrun_starts_the_processes_too(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "transfervae", "train"]
+    options = " ".join(TINY).replace("--engine.devices 1", "--engine.devices 2 --engine.strategy ddp").split()
+    process = subprocess.run(
+        [*command, *options, "--epochs", "2", "--out", str(tmp_path / "run")],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert process.stdout.count("epoch   2/2") == 1
+    assert process.stdout.count("RMSE of the mean training image") == 1
+    assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) == 3
+
+
+EXTENSION = """
+import sys
+from tests.extension import mine
+mine.ENGINE.update(devices=2, strategy="ddp")
+mine.train(__import__("pathlib").Path(sys.argv[1]), epochs=2)
+"""
+
+
+def test_terms_with_optimisers_of_their_own_train_on_two_ranks(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(EXTENSION)
+    process = subprocess.run(
+        [sys.executable, script, tmp_path / "run"],
+        env={**environment(), "PYTHONPATH": ":".join([str(Path.cwd()), *sys.path])},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) == 3

@@ -76,11 +76,11 @@ def test_several_nodes_are_fused(keras_folder: Path) -> None:
 
 def test_a_saved_model_finds_its_weights_again(keras_folder: Path, tmp_path: Path) -> None:
     backbone = load_keras_vgg19(keras_folder / "weights.h5", node="block2_pool")
-    vae = tv.build_vae(backbone, image_size=32, latent_dim=4, width=16).eval()
+    vae = tv.build_vae(backbone, image_size=32, latent_dim=4, decoder=tv.Spec("resize", width=16)).eval()
     vae.save_pretrained(tmp_path)
     again = tv.TransferVAE.from_pretrained(tmp_path)
     images = torch.rand(2, 3, 32, 32)
-    assert again.backbone.source.name == "keras_vgg19"
+    assert again.backbone.provenance.name == "keras_vgg19"
     assert torch.equal(again.reconstruct(images), vae.reconstruct(images))
 
 
@@ -139,7 +139,7 @@ def test_weights_are_required_but_may_be_random(tmp_path: Path) -> None:
     ):
         tv.create_backbone("keras_vgg19")
     backbone = tv.create_backbone("keras_vgg19", node="block1_pool", weights=None)
-    assert backbone.source.weights is None
+    assert backbone.provenance.weights is None
     with pytest.raises(UnknownNameError, match="Did you mean 'block1_pool'"):
         load_keras_vgg19(tmp_path, node="block1_pol")
 

@@ -214,7 +214,7 @@ def test_damaged_folders_are_refused(tmp_path: Path, file: str, spoil: Callable[
 def test_a_model_with_it_is_saved_and_found_again(tmp_path: Path) -> None:
     decoder, scaling = load_diffusers_kl_decoder(as_source(make_autoencoder()), image_size=(32, 48))
     backbone = tv.create_backbone("vgg19", node="block1_pool", weights=None)
-    vae = tv.TransferVAE(backbone, SpatialGaussianHead(64, 4), decoder, scaling=scaling).eval()
+    vae = tv.TransferVAE(backbone, SpatialGaussianHead((64, 1, 1), latent_dim=4), decoder, scaling=scaling).eval()
     vae.save_pretrained(tmp_path)
     again = tv.TransferVAE.from_pretrained(tmp_path)
     images = torch.rand(2, 3, 32, 48)

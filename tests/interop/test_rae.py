@@ -19,7 +19,7 @@ from transformers import SiglipVisionModel
 
 import transfervae as tv
 from transfervae.backbones.rae import RAEConfig, build_rae_encoder
-from transfervae.backbones.rae_names import LAYOUTS, encoder_names
+from transfervae.backbones.rae.names import NAME_MAPS, encoder_names
 from transfervae.decoders import vit_decoder
 from transfervae.decoders.vit import sine_cosine_positions
 from transfervae.errors import (
@@ -206,8 +206,8 @@ def test_names_of_both_generations_of_transformers_are_read(kind: str) -> None:
     theirs = shared(kind)
     config, state = as_source(theirs)
     expected = load_diffusers_rae((config, state))
-    for layout in LAYOUTS[kind].values():
-        own, other = (encoder_names(some, 2) for some in (LAYOUTS[kind][TRANSFORMERS], layout))
+    for name_map in NAME_MAPS[kind].values():
+        own, other = (encoder_names(some, 2) for some in (NAME_MAPS[kind][TRANSFORMERS], name_map))
         renamed = {
             f"encoder.{new}": state[f"encoder.{old}"]
             for ours in own
@@ -220,7 +220,9 @@ def test_names_of_both_generations_of_transformers_are_read(kind: str) -> None:
 
 def test_published_names_of_the_first_generation() -> None:
     """As in the files on the Hub, which transformers 4 wrote."""
-    old = {kind: {part for parts in encoder_names(LAYOUTS[kind][4], 1).values() for part in parts} for kind in LAYOUTS}
+    old = {
+        kind: {part for parts in encoder_names(NAME_MAPS[kind][4], 1).values() for part in parts} for kind in NAME_MAPS
+    }
     assert {
         "encoder.layer.0.attention.attention.query.weight",
         "encoder.layer.0.attention.output.dense.bias",
@@ -250,6 +252,19 @@ def test_a_folder_is_found_again_after_saving(kind: str, tmp_path: Path) -> None
     from_file = tv.create_backbone("diffusers_rae", weights=file)
     assert from_file.fingerprint == vae.backbone.fingerprint
     assert not (tmp_path / "ours" / "model.safetensors").read_bytes().count(b"vit.blocks")
+
+
+def test_a_model_that_diffusers_wrote_in_shards_is_read(tmp_path: Path) -> None:
+    theirs = shared()
+    theirs.save_pretrained(tmp_path, max_shard_size="500KB")
+    index = tmp_path / "diffusion_pytorch_model.safetensors.index.json"
+    assert len({*json.loads(index.read_bytes())["weight_map"].values()}) > 1
+    expected = load_diffusers_rae(as_source(theirs))
+    images = random_images(theirs)
+    assert torch.equal(load_diffusers_rae(tmp_path)(images).reconstruction, expected(images).reconstruction)
+    for weights in (tmp_path, index):
+        backbone = tv.create_backbone("diffusers_rae", weights=weights)
+        assert backbone.fingerprint == expected.backbone.fingerprint
 
 
 def test_the_fingerprint_knows_the_sizes_that_images_are_resized_to() -> None:
@@ -387,9 +402,9 @@ def test_diffusers_opens_what_is_written(kind: str, tmp_path: Path) -> None:
 
 def test_other_settings_of_the_output_are_folded_in(tmp_path: Path) -> None:
     backbone = load_diffusers_rae(as_source(shared())).backbone
-    decoder = vit_decoder((128, 3, 3), 24, width=16, layers=1, positions="diffusers")
+    decoder = vit_decoder((128, 3, 3), 24, width=16, depth=1, positions="diffusers")
     randomise(decoder, seed=5)
-    vae = tv.TransferVAE(backbone, DeterministicHead(), decoder).eval()
+    vae = tv.TransferVAE(backbone, DeterministicHead((1, 1, 1)), decoder).eval()
     to_diffusers_rae(vae, tmp_path, transformers=TRANSFORMERS)
     differences = compare(vae, AutoencoderRAE.from_pretrained(tmp_path).eval())
     assert max(differences.values()) <= TOLERANCE, differences
@@ -399,8 +414,8 @@ def make_timm_vae(name: str, size: int, **options: Any) -> tv.TransferVAE:
     backbone = tv.create_backbone(f"timm:{name}", weights=None, **{"node": 0, "norm": True, **options})
     randomise(backbone, seed=6)
     channels, rows, columns = backbone.feature_shape(size)
-    decoder = vit_decoder((channels, rows, columns), size, width=16, layers=1, positions="diffusers")
-    return tv.TransferVAE(backbone, DeterministicHead(), decoder).eval()
+    decoder = vit_decoder((channels, rows, columns), size, width=16, depth=1, positions="diffusers")
+    return tv.TransferVAE(backbone, DeterministicHead((1, 1, 1)), decoder).eval()
 
 
 @pytest.mark.parametrize(
@@ -437,24 +452,24 @@ def with_other_tokens() -> tv.TransferVAE:
 def with_a_convolutional_network() -> tv.TransferVAE:
     backbone = tv.create_backbone("timm:test_resnet", weights=None)
     shape = backbone.feature_shape(32)
-    decoder = vit_decoder(shape, 32, width=16, layers=1, positions="diffusers")
-    return tv.TransferVAE(backbone, DeterministicHead(), decoder)
+    decoder = vit_decoder(shape, 32, width=16, depth=1, positions="diffusers")
+    return tv.TransferVAE(backbone, DeterministicHead((1, 1, 1)), decoder)
 
 
 def with_a_gaussian_head() -> tv.TransferVAE:
     backbone = load_diffusers_rae(as_source(shared())).backbone
-    decoder = vit_decoder((4, 3, 3), 24, width=16, layers=1, positions="diffusers")
-    return tv.TransferVAE(backbone, SpatialGaussianHead(128, 4), decoder)
+    decoder = vit_decoder((4, 3, 3), 24, width=16, depth=1, positions="diffusers")
+    return tv.TransferVAE(backbone, SpatialGaussianHead((128, 1, 1), latent_dim=4), decoder)
 
 
 def with_another_decoder() -> tv.TransferVAE:
     backbone = load_diffusers_rae(as_source(shared())).backbone
-    return tv.TransferVAE(backbone, DeterministicHead(), tv.decoders.resize_decoder((128, 3, 3), 24, width=8))
+    return tv.TransferVAE(backbone, DeterministicHead((1, 1, 1)), tv.decoders.resize_decoder((128, 3, 3), 24, width=8))
 
 
 def with_counted_positions() -> tv.TransferVAE:
     backbone = load_diffusers_rae(as_source(shared())).backbone
-    return tv.TransferVAE(backbone, DeterministicHead(), vit_decoder((128, 3, 3), 24, width=16, layers=1))
+    return tv.TransferVAE(backbone, DeterministicHead((1, 1, 1)), vit_decoder((128, 3, 3), 24, width=16, depth=1))
 
 
 def for_wide_images() -> tv.TransferVAE:
@@ -584,7 +599,7 @@ def test_a_decoder_that_does_not_fit_is_refused(
         ({}, "There is no config.json"),
         ({"config.json": b"{"}, "cannot be read as JSON"),
         ({"config.json": b"[]"}, "holds no JSON object"),
-        ({"config.json": b"{}"}, "There is no weights file"),
+        ({"config.json": b"{}"}, "There is neither diffusion_pytorch_model.safetensors nor"),
         ({"config.json": b"{}", "diffusion_pytorch_model.safetensors": b"junk"}, "cannot be read as weights"),
     ],
 )

@@ -11,15 +11,15 @@ from rich.console import Console
 from torch import Tensor
 
 from tests.cache.small import Noise, assert_holds, tiny_backbone, write_pictures
+from tests.runs import Small
 from tests.samples import make_backbone, shared_backbone
 from transfervae.backbones import FrozenBackbone
 from transfervae.cache import FeatureCache
 from transfervae.data import ToyFaces
 from transfervae.errors import CacheError, CacheMismatchError, InvalidOptionError
 from transfervae.execution import Execution
-from transfervae.training import EngineOptions, TrainOptions, TrainResult, run, run_folder, train
+from transfervae.training import EngineOptions, TrainResult, run, run_folder
 from transfervae.training.caching import build_cache
-from transfervae.training.images import RunImages, open_images
 
 COUNT, HELD_OUT = 40, 8
 PICTURES = (
@@ -34,34 +34,20 @@ PICTURES = (
 FINAL = 1
 """The saved model's figures come from the whole model: held-out images go through the backbone once more."""
 
-ENGINE = EngineOptions(
-    accelerator="cpu", devices=1, precision="32-true", memory_format="contiguous", cache="auto", workers=0
-)
-
 
 @pytest.fixture(scope="module")
-def options(tmp_path_factory: pytest.TempPathFactory) -> TrainOptions:
+def options(tmp_path_factory: pytest.TempPathFactory) -> Small:
     """A short run on a folder of noise, which is read faster than faces are drawn."""
     folder = write_pictures(tmp_path_factory.mktemp("data") / "pictures", COUNT, size=(32, 32))
-    return TrainOptions(
-        data=str(folder),
-        backbone="timm:test_resnet",
-        weights=None,
-        image_size=(32, 32),
-        latent_dim=8,
-        width=16,
-        held_out=HELD_OUT / COUNT,
-        batch_size=8,
-        epochs=2,
-    )
+    return Small(data=str(folder), val=HELD_OUT / COUNT)
 
 
 class Ran:
     """A training without pictures, what it said, and how often each of its images went through the backbone."""
 
-    def __init__(self, out: Path, options: TrainOptions, *, cache: str = "auto", **more: Any) -> None:
+    def __init__(self, out: Path, options: Small, *, cache: str = "auto", **more: Any) -> None:
         self.counts: Counter[bytes] = Counter()
-        self._pixels = open_images(options)
+        self._pixels = options.open()
         screen = io.StringIO()
         forward = FrozenBackbone.forward
 
@@ -73,8 +59,7 @@ class Ran:
             patch.setattr(FrozenBackbone, "forward", count)
             for module, name in PICTURES:
                 patch.setattr(module, name, lambda *_, **__: None)
-            engine = replace(ENGINE, cache=cache)
-            self.result: TrainResult = train(options, out, engine=engine, console=Console(file=screen), **more)
+            self.result: TrainResult = replace(options, cache=cache).train(out, console=Console(file=screen), **more)
         self.said = " ".join(screen.getvalue().split())
 
     def times(self, rows: list[int], *, is_mirrored: bool = False) -> set[int]:
@@ -86,29 +71,29 @@ def _key(image: Tensor) -> bytes:
     return image.contiguous().numpy().tobytes()
 
 
-def rows_of(options: TrainOptions) -> tuple[list[int], list[int]]:
+def rows_of(options: Small) -> tuple[list[int], list[int]]:
     """Rows to train on, and held-out ones."""
-    images = RunImages(options, workers=0)
-    return images.training, images.held_out
+    images = options.images()
+    return images.training, images.val
 
 
 @pytest.fixture(scope="module")
-def cached(options: TrainOptions, tmp_path_factory: pytest.TempPathFactory) -> Ran:
+def cached(options: Small, tmp_path_factory: pytest.TempPathFactory) -> Ran:
     return Ran(tmp_path_factory.mktemp("runs") / "cached", replace(options, epochs=3))
 
 
 @pytest.fixture(scope="module")
-def live(options: TrainOptions, tmp_path_factory: pytest.TempPathFactory) -> Ran:
+def live(options: Small, tmp_path_factory: pytest.TempPathFactory) -> Ran:
     return Ran(tmp_path_factory.mktemp("runs") / "live", replace(options, epochs=3), cache="off")
 
 
-def test_every_image_goes_through_the_backbone_once(options: TrainOptions, cached: Ran) -> None:
+def test_every_image_goes_through_the_backbone_once(options: Small, cached: Ran) -> None:
     training, held_out = rows_of(options)
     assert cached.times(training) == {1}
     assert cached.times(held_out) == {1 + FINAL}
 
 
-def test_without_a_cache_it_does_so_in_every_epoch(options: TrainOptions, live: Ran) -> None:
+def test_without_a_cache_it_does_so_in_every_epoch(options: Small, live: Ran) -> None:
     training, held_out = rows_of(options)
     assert live.times(training) == {3}
     assert live.times(held_out) == {3 + FINAL}
@@ -117,12 +102,12 @@ def test_without_a_cache_it_does_so_in_every_epoch(options: TrainOptions, live: 
 
 def test_cached_and_live_runs_learn_the_same(cached: Ran, live: Ran) -> None:
     for one, other in zip(cached.result.rows, live.result.rows, strict=True):
-        for name in ("train/total", "val/rmse", "val/total"):
+        for name in ("train/loss", "val/rmse", "val/loss"):
             assert one[name] == pytest.approx(other[name], rel=0.01), name
     assert cached.result.mean_image_rmse == live.result.mean_image_rmse
 
 
-def test_mirrored_images_go_through_the_backbone_once_and_teach_the_same(options: TrainOptions, tmp_path: Path) -> None:
+def test_mirrored_images_go_through_the_backbone_once_and_teach_the_same(options: Small, tmp_path: Path) -> None:
     ran = Ran(tmp_path, replace(options, flips=True))
     training, held_out = rows_of(options)
     for is_mirrored in (False, True):
@@ -131,24 +116,24 @@ def test_mirrored_images_go_through_the_backbone_once_and_teach_the_same(options
     assert FeatureCache(tmp_path / "features").manifest.flips
     learned_live = Ran(tmp_path / "live", replace(options, flips=True), cache="off")
     for one, other in zip(ran.result.rows, learned_live.result.rows, strict=True):
-        assert one["train/total"] == pytest.approx(other["train/total"], rel=0.01)
+        assert one["train/loss"] == pytest.approx(other["train/loss"], rel=0.01)
         assert one["val/rmse"] == pytest.approx(other["val/rmse"], rel=0.01)
 
 
-def test_transformed_images_are_not_cached(options: TrainOptions, tmp_path: Path) -> None:
+def test_transformed_images_are_not_cached(options: Small, tmp_path: Path) -> None:
     ran = Ran(tmp_path, options, transform=lambda image: image.roll(1, -1))
     assert "features are computed in every epoch: training images pass through a transform" in ran.said
     assert not (tmp_path / "features").exists()
 
 
-def test_one_epoch_needs_no_cache(options: TrainOptions, tmp_path: Path) -> None:
+def test_one_epoch_needs_no_cache(options: Small, tmp_path: Path) -> None:
     ran = Ran(tmp_path, replace(options, epochs=1))
     assert "features are computed in every epoch: there is only one" in ran.said
     assert not (tmp_path / "features").exists()
 
 
 def test_a_disk_that_is_too_small_needs_no_cache(
-    options: TrainOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    options: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10**6))
@@ -160,7 +145,7 @@ def test_a_disk_that_is_too_small_needs_no_cache(
 
 
 def test_features_beyond_float16_are_not_cached(
-    options: TrainOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    options: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     forward = FrozenBackbone.forward
     monkeypatch.setattr(FrozenBackbone, "forward", lambda *given: 1e6 * forward(*given))
@@ -169,42 +154,41 @@ def test_features_beyond_float16_are_not_cached(
     assert "float16" in ran.said
 
 
-def test_a_named_cache_that_does_not_fit_leaves_no_run(options: TrainOptions, tmp_path: Path) -> None:
-    engine = replace(ENGINE, cache=tmp_path / "nowhere")
+def test_a_named_cache_that_does_not_fit_leaves_no_run(options: Small, tmp_path: Path) -> None:
     with pytest.raises(CacheError, match="no feature cache"):
-        train(options, tmp_path / "run", engine=engine)
+        replace(options, cache=tmp_path / "nowhere").train(tmp_path / "run")
     assert not list((tmp_path / "run").glob("*.json"))
 
 
 @pytest.mark.parametrize("given", [None, 5, torch.zeros(3, 4, 4)])
-def test_a_transform_that_gives_no_image_is_refused(given: object, options: TrainOptions, tmp_path: Path) -> None:
+def test_a_transform_that_gives_no_image_is_refused(given: object, options: Small, tmp_path: Path) -> None:
     with pytest.raises(InvalidOptionError, match=r"transform must give a tensor \[3, 32, 32\]"):
-        train(options, tmp_path / "run", engine=ENGINE, transform=lambda _: given)  # type: ignore[arg-type, return-value]
+        options.train(tmp_path / "run", transform=lambda _: given)
 
 
-def test_what_a_run_that_got_nowhere_has_left_is_replaced(options: TrainOptions, tmp_path: Path) -> None:
+def test_what_a_run_that_got_nowhere_has_left_is_replaced(options: Small, tmp_path: Path) -> None:
     left = FeatureCache.build(make_backbone("vit"), ToyFaces(5, 32, dtype=torch.uint8), tmp_path / "features")
     Ran(tmp_path, options)
     cache = FeatureCache(left.folder)
-    cache.check(make_backbone("resnet"), open_images(options))
+    cache.check(make_backbone("resnet"), options.open())
     assert len(cache) == COUNT
 
 
 @pytest.mark.parametrize("spoil", ["manifest.json", "00000.json"])
-def test_what_it_has_left_damaged_is_replaced(options: TrainOptions, spoil: str, tmp_path: Path) -> None:
-    FeatureCache.build(make_backbone("resnet"), open_images(options), tmp_path / "features")
+def test_what_it_has_left_damaged_is_replaced(options: Small, spoil: str, tmp_path: Path) -> None:
+    FeatureCache.build(make_backbone("resnet"), options.open(), tmp_path / "features")
     (tmp_path / "features" / spoil).write_text("{")
     Ran(tmp_path, options)
-    FeatureCache(tmp_path / "features").check(make_backbone("resnet"), open_images(options))
+    FeatureCache(tmp_path / "features").check(make_backbone("resnet"), options.open())
 
 
 @pytest.fixture(scope="module")
-def named(options: TrainOptions, tmp_path_factory: pytest.TempPathFactory) -> FeatureCache:
+def named(options: Small, tmp_path_factory: pytest.TempPathFactory) -> FeatureCache:
     folder = tmp_path_factory.mktemp("caches") / "named"
-    return FeatureCache.build(shared_backbone("resnet"), open_images(options), folder)
+    return FeatureCache.build(shared_backbone("resnet"), options.open(), folder)
 
 
-def test_a_named_cache_is_read(options: TrainOptions, named: FeatureCache, cached: Ran, tmp_path: Path) -> None:
+def test_a_named_cache_is_read(options: Small, named: FeatureCache, cached: Ran, tmp_path: Path) -> None:
     ran = Ran(tmp_path, replace(options, epochs=3), cache=str(named.folder))
     assert ran.times(rows_of(options)[0]) == {0}
     assert not (tmp_path / "features").exists()
@@ -212,7 +196,7 @@ def test_a_named_cache_is_read(options: TrainOptions, named: FeatureCache, cache
         assert one["val/rmse"] == pytest.approx(other["val/rmse"], rel=0.01)
 
 
-def test_a_named_cache_serves_a_single_epoch(options: TrainOptions, named: FeatureCache, tmp_path: Path) -> None:
+def test_a_named_cache_serves_a_single_epoch(options: Small, named: FeatureCache, tmp_path: Path) -> None:
     assert Ran(tmp_path, replace(options, epochs=1), cache=str(named.folder)).times(rows_of(options)[0]) == {0}
 
 
@@ -222,12 +206,12 @@ def test_a_named_cache_serves_a_single_epoch(options: TrainOptions, named: Featu
         ({"node": 1}, CacheMismatchError, "node is 4, not 1"),
         ({"image_size": (32, 64)}, CacheMismatchError, "image size is 32x32, not 32x64"),
         ({"data": None, "faces": 4}, CacheMismatchError, "data items is 40, not 4; data kind is folder, not toyfaces"),
-        ({"flips": True}, InvalidOptionError, "--flips"),
+        ({"flips": True}, InvalidOptionError, "--dataset.flips"),
         ({"backbone": "timm:test_vit"}, CacheMismatchError, "backbone is timm:test_resnet, not timm:test_vit"),
     ],
 )
 def test_a_named_cache_that_does_not_fit_is_refused(
-    options: TrainOptions,
+    options: Small,
     changes: dict[str, Any],
     error: type[Exception],
     words: str,
@@ -238,14 +222,12 @@ def test_a_named_cache_that_does_not_fit_is_refused(
         Ran(tmp_path, replace(options, **changes), cache=str(named.folder))
 
 
-def test_a_named_cache_and_a_transform_do_not_go_together(
-    options: TrainOptions, named: FeatureCache, tmp_path: Path
-) -> None:
+def test_a_named_cache_and_a_transform_do_not_go_together(options: Small, named: FeatureCache, tmp_path: Path) -> None:
     with pytest.raises(InvalidOptionError, match="leave the transform or the cache out"):
         Ran(tmp_path, options, cache=str(named.folder), transform=lambda image: image)
 
 
-def test_a_named_cache_that_is_not_there_is_not_built(options: TrainOptions, tmp_path: Path) -> None:
+def test_a_named_cache_that_is_not_there_is_not_built(options: Small, tmp_path: Path) -> None:
     with pytest.raises(CacheError, match="no feature cache"):
         Ran(tmp_path / "run", options, cache=str(tmp_path / "nowhere"))
     assert not (tmp_path / "nowhere").exists()

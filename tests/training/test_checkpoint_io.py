@@ -58,7 +58,7 @@ def test_an_optimiser_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None
 
 
 def test_a_model_file_is_no_checkpoint_of_a_run(tmp_path: Path) -> None:
-    from transfervae.checkpoint import write_tensors
+    from transfervae.files import write_tensors
 
     write_tensors(tmp_path / "model.safetensors", {"weight": torch.zeros(2)})
     with pytest.raises(CheckpointError, match="no checkpoint of a run"):

@@ -11,9 +11,9 @@ from torch.utils._pytree import tree_leaves
 import transfervae as tv
 from tests.samples import KINDS, make_backbone, shared_backbone
 from transfervae.cache import CachedItem
-from transfervae.execution import LAYOUTS, PRECISIONS, Execution
+from transfervae.execution import MEMORY_FORMATS, PRECISIONS, Execution
+from transfervae.metrics import make_metrics
 from transfervae.shapes import unit_images
-from transfervae.training import TrainOptions
 from transfervae.training.checkpoint_io import SafetensorsIO
 from transfervae.training.module import Batch, VAEModule
 
@@ -30,16 +30,28 @@ def cached_batch(kind: str = "resnet") -> CachedItem:
     return CachedItem(pixels(KINDS[kind].size), features.half())
 
 
-def make_module(kind: str = "resnet", **options: Any) -> VAEModule:
+def module_of(vae: tv.TransferVAE, objective: Any = "rmse,kl", **options: Any) -> VAEModule:
+    metrics = make_metrics(("rmse", "kl", "active_units"))
+    return VAEModule(vae, tv.Objective.parse(objective), metrics, **options).train()
+
+
+def _loss_of(module: VAEModule, batch: Batch) -> Tensor:
+    output, images = module._run(batch)
+    return module._objective_of(output, images, None).total
+
+
+def make_module(kind: str = "resnet", objective: Any = "rmse,kl") -> VAEModule:
     torch.manual_seed(0)
-    vae = tv.build_vae(make_backbone(kind), image_size=KINDS[kind].size, latent_dim=5, width=16)
-    return VAEModule(vae, TrainOptions(**options)).train()
+    vae = tv.build_vae(
+        make_backbone(kind), image_size=KINDS[kind].size, latent_dim=5, decoder=tv.Spec("resize", width=16)
+    )
+    return module_of(vae, objective)
 
 
 def step(module: VAEModule, batch: Batch) -> Tensor:
     """The objective of one step, with the same draw in every call."""
     module._generator = torch.Generator().manual_seed(1)
-    return module.training_step(batch, 0)
+    return _loss_of(module, batch)
 
 
 class Copies(TorchDispatchMode):
@@ -74,7 +86,6 @@ BATCHES: dict[str, Callable[[], Batch]] = {
 @pytest.mark.parametrize(
     "copy",
     [
-        lambda: torch.tensor(1.5, device="meta"),
         lambda: torch.ones(3).to("meta"),
         lambda: torch.zeros(2, device="meta").copy_(torch.ones(2)),
     ],
@@ -89,14 +100,17 @@ def test_copies_are_noticed(copy: Callable[[], Tensor]) -> None:
 @pytest.mark.parametrize("reconstruction", ["rmse", "mse"])
 def test_a_step_neither_waits_for_the_device_nor_copies_to_it(kind: str, reconstruction: str) -> None:
     """On "meta" there are no values: whatever would wait for one raises."""
-    module = make_module(reconstruction=reconstruction, beta_schedule="linear", free_bits=0.1)
+    module = make_module(objective=[reconstruction, tv.Spec("kl", schedule="linear", free_bits=0.1)])
     batch = BATCHES[kind]()
     step(module, batch)
     module.to("meta")
     module._generator = None  # there are none on "meta"
     moved = on_meta(batch)
     with Copies() as copies:
-        loss = module.training_step(moved, 1)
+        output, images = module._run(moved)
+        value = module._objective_of(output, images, module.objective.weights_at(3, 10))
+        module._note(module._train_means, value, len(images))
+        loss = value.total
         loss.backward()
     assert loss.is_meta
     assert not copies.seen
@@ -126,7 +140,7 @@ def test_the_backbone_is_not_run_on_cached_features(monkeypatch: pytest.MonkeyPa
     module.validation_step(cached_batch(), 0)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", MEMORY_FORMATS)
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_eight_bits_give_what_floating_point_gives(precision: str, layout: str) -> None:
     losses = []
@@ -149,17 +163,20 @@ def test_held_out_figures_of_cached_and_of_live_images_agree() -> None:
         module = make_module().eval()
         with torch.no_grad():
             module.validation_step(batch, 0)
-        figures.append({name: float(value) for name, value in module.held_out.compute().items()})
+        figures.append({name: float(value) for name, value in module.metrics.compute().items()})
     assert figures[1] == pytest.approx(figures[0], rel=1e-2)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", MEMORY_FORMATS)
 def test_the_layout_reaches_model_and_images(layout: str) -> None:
-    vae, seen = tv.build_vae(make_backbone("resnet"), image_size=32, latent_dim=5, width=16), []
-    module = VAEModule(vae, TrainOptions(), execution=Execution("float32", layout)).train()
+    vae, seen = (
+        tv.build_vae(make_backbone("resnet"), image_size=32, latent_dim=5, decoder=tv.Spec("resize", width=16)),
+        [],
+    )
+    module = module_of(vae, execution=Execution("float32", layout))
     vae.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     step(module, pixels())
-    expected = module.execution.memory_format
+    expected = module.execution.torch_memory_format
     assert seen[0].is_contiguous(memory_format=expected)
     convolutions = [part for part in vae.modules() if isinstance(part, torch.nn.Conv2d)]
     assert all(part.weight.is_contiguous(memory_format=expected) for part in convolutions)
@@ -175,8 +192,8 @@ def checkpoint_of(module: VAEModule) -> dict[str, Any]:
 
 
 def test_a_checkpoint_of_the_default_model_is_small_and_holds_no_backbone(tmp_path: Path) -> None:
-    vae = tv.build_vae("vgg19", weights=None, image_size=128)
-    module = VAEModule(vae, TrainOptions())
+    vae = tv.build_vae(tv.Spec("vgg19", weights=None), image_size=128)
+    module = module_of(vae)
     checkpoint = checkpoint_of(module)
     assert not [name for name in checkpoint["state_dict"] if "backbone" in name or "network" in name]
     SafetensorsIO().save_checkpoint(checkpoint, tmp_path / "last.safetensors")

@@ -1,50 +1,52 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from transfervae.errors import InvalidOptionError, TransferVAEError, UnknownNameError
-from transfervae.losses import RECONSTRUCTIONS
-from transfervae.training import EngineOptions, TrainOptions
+from transfervae.errors import InvalidOptionError, UnknownNameError, UnknownOptionError
+from transfervae.training import DataOptions, EngineOptions, OptimizerOptions
+from transfervae.training.config import make_group
 
 
-@given(name=st.sampled_from(sorted(RECONSTRUCTIONS)))
-def test_beta_is_the_terms_own_unless_given(name: str) -> None:
-    assert TrainOptions(reconstruction=name).target_beta == RECONSTRUCTIONS[name].beta
-    assert TrainOptions(reconstruction=name, beta=0.25).target_beta == 0.25
-
-
-@given(epochs=st.integers(1, 5), steps=st.integers(1, 50))
-def test_schedules_count_in_epochs(epochs: int, steps: int) -> None:
-    linear = TrainOptions(beta=2.0, beta_schedule="linear", beta_epochs=epochs).schedule(steps)
-    assert linear(0) == 0
-    assert linear(epochs * steps) == linear(10 * epochs * steps) == 2.0
-    cycle = TrainOptions(beta=2.0, beta_schedule="cyclic", beta_epochs=epochs).schedule(steps)
-    assert cycle(0) == cycle(epochs * steps) == 0
-    assert TrainOptions(beta=2.0).schedule(steps)(0) == 2.0
-
-
+@pytest.mark.usefixtures("without_shape_checks")
 @pytest.mark.parametrize(
-    "options", [{"latent_dim": 0}, {"held_out": 1.0}, {"beta": -1.0}, {"learning_rate": float("nan")}, {"seed": -1}]
+    ("kind", "options"),
+    [
+        (DataOptions, {"val": 1.0}),
+        (DataOptions, {"batch_size": 0}),
+        (DataOptions, {"workers": -1}),
+        (OptimizerOptions, {"learning_rate": float("nan")}),
+        (OptimizerOptions, {"clip": 0.0}),
+        (OptimizerOptions, {"betas": (0.9, 1.0)}),
+        (OptimizerOptions, {"ema": 1.0}),
+        (OptimizerOptions, {"accumulate": 0}),
+        (OptimizerOptions, {"warmup_epochs": -1.0}),
+        (EngineOptions, {"num_nodes": 0}),
+    ],
 )
-def test_numbers_out_of_range_are_named(options: dict[str, float]) -> None:
+def test_numbers_out_of_range_are_named(kind: Any, options: dict[str, Any]) -> None:
     with pytest.raises(InvalidOptionError, match=next(iter(options))):
-        TrainOptions(**options)  # type: ignore[arg-type]
+        kind(**options)
 
 
 @pytest.mark.parametrize(
-    "options",
-    [{"decoder": "resiz"}, {"head": "spacial"}, {"reconstruction": "rms"}, {"beta_schedule": "liner"}],
+    ("kind", "options"),
+    [
+        (OptimizerOptions, {"name": "adma"}),
+        (OptimizerOptions, {"schedule": "cosin"}),
+        (EngineOptions, {"memory_format": "chanels_last"}),
+    ],
 )
-def test_names_are_suggested(options: dict[str, str]) -> None:
+def test_names_are_suggested(kind: Any, options: dict[str, str]) -> None:
     with pytest.raises(UnknownNameError, match="Did you mean"):
-        TrainOptions(**options)  # type: ignore[arg-type]
+        kind(**options)
 
 
-def test_an_impossible_image_size_is_refused() -> None:
-    with pytest.raises(TransferVAEError):
-        TrainOptions(image_size=(0, 3))
+def test_a_group_is_made_of_a_mapping() -> None:
+    assert make_group(DataOptions, {"val": 0.5}) == DataOptions(val=0.5)
+    assert make_group(DataOptions, None) == DataOptions()
+    with pytest.raises(UnknownOptionError, match="Did you mean 'learning_rate'"):
+        make_group(OptimizerOptions, {"lerning_rate": 1.0})
 
 
 @pytest.mark.usefixtures("without_shape_checks")

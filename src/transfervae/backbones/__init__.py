@@ -1,19 +1,15 @@
 """Backbones: frozen pretrained networks that turn images into features."""
 
-from transfervae.backbones.catalogue import (
-    BackboneDescription,
-    NodeDescription,
-    backbone_names,
-    describe_backbone,
-    is_backbone,
-    list_backbones,
-)
+from transfervae.backbones.catalogue import backbone_names, describe_backbone, is_backbone, list_backbones
 from transfervae.backbones.create import create_backbone
+from transfervae.backbones.descriptions import BackboneDescription, NodeDescription
+from transfervae.backbones.families import FAMILY_NAMES, resolve_backbone_name
+from transfervae.backbones.feature_spec import FUSIONS, Node
 from transfervae.backbones.frozen import FrozenBackbone
 from transfervae.backbones.licenses import LicenseWarning, license_remark
-from transfervae.backbones.reading import FUSIONS, Node
 
 __all__ = [
+    "FAMILY_NAMES",
     "FUSIONS",
     "BackboneDescription",
     "FrozenBackbone",
@@ -26,4 +22,5 @@ __all__ = [
     "is_backbone",
     "license_remark",
     "list_backbones",
+    "resolve_backbone_name",
 ]

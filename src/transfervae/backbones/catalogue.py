@@ -1,8 +1,8 @@
-"""What backbones there are, and what each gives: found by asking the networks, without memory for their weights."""
+"""What backbones there are, and what each gives."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from fnmatch import fnmatchcase
 from functools import cache, partial
 from importlib import import_module
@@ -10,79 +10,27 @@ from importlib.resources import files
 from itertools import groupby
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
-from transfervae.backbones import packaged, vgg
+from transfervae.backbones.descriptions import BackboneDescription, NodeDescription, Size
+from transfervae.backbones.families import FAMILIES, TIMM_PREFIX, find_family
 from transfervae.backbones.frozen import NETWORK_ERRORS, TRIES_MADE, first_line
-from transfervae.backbones.reading import Node, Reading
-from transfervae.backbones.sizes import name_sizes, nearest_sizes
-from transfervae.backbones.timm import StageFeatures, check_timm_name, create_network, native_size
+from transfervae.backbones.size_search import name_sizes, nearest_sizes
 from transfervae.errors import ImageSizeError, TransferVAEError, UnsupportedBackboneError
 from transfervae.shapes import parse_image_size
 
-TIMM_PREFIX = "timm:"
 FILE = "catalogue.json"
-VGG19_SIZE = (224, 224)
-
-Size = tuple[int, int]
-
-
-@dataclass(frozen=True)
-class NodeDescription:
-    """One place where a backbone can be read.
-
-    Attributes:
-        node: As `create_backbone` takes it.
-        channels: Of the features there.
-        grid: Their (height, width).
-    """
-
-    node: Node
-    channels: int
-    grid: Size
-
-
-@dataclass(frozen=True)
-class BackboneDescription:
-    """What a backbone gives.
-
-    Attributes:
-        name: As `create_backbone` takes it.
-        image_size: (height, width) that the grids are for; the network's own unless another was asked for.
-        nodes: All places where it can be read, but for modules by name.
-        default_node: Which of them is read if none is named.
-        parameters: Number of those that are kept at the default node.
-        license: Licence of the default weights; "unknown" where the publisher names none, None without any.
-    """
-
-    name: str
-    image_size: Size
-    nodes: tuple[NodeDescription, ...]
-    default_node: Node
-    parameters: int
-    license: str | None
-
-    @property
-    def default(self) -> NodeDescription:
-        """What the default node gives."""
-        return next(entry for entry in self.nodes if entry.node == self.default_node)
-
-    @property
-    def stride(self) -> float:
-        """Pixels of the image's height for one row of the default node's grid."""
-        return self.image_size[0] / self.default.grid[0]
 
 
 def describe_backbone(name: str, *, image_size: int | Sequence[int] | None = None) -> BackboneDescription:
     """Ask a network for the features that it gives at every node.
 
     Args:
-        name: "vgg19", "packaged" or "timm:NAME"; timm's names may stand without "timm:".
+        name: "vgg19", "packaged" (or "efficientnet_lite0") or "timm:NAME"; timm's names may stand without "timm:".
         image_size: Height and width of the images; the network's own if None.
 
     Raises:
         UnknownNameError: For a name that does not exist.
+        UnsupportedBackboneError: For a name that does not tell what the network is: "auto", "diffusers_rae" and
+            "keras_vgg19".
         ImageSizeError: If the network cannot take the size; the nearest sizes that it can are named.
     """
     size = None if image_size is None else parse_image_size(image_size)
@@ -103,14 +51,14 @@ def describe_backbone(name: str, *, image_size: int | Sequence[int] | None = Non
 
 def is_backbone(name: str) -> bool:
     """Whether `describe_backbone` knows a name."""
-    if name in ("vgg19", "packaged"):
-        return True
+    if name in FAMILIES and name != TIMM_PREFIX:
+        return FAMILIES[name].describe is not None
     return bool(import_module("timm").is_model(name.removeprefix(TIMM_PREFIX).partition(".")[0]))
 
 
 def backbone_names() -> list[str]:
     """Names of all backbones that need no file of one's own, without pretrained tags."""
-    return ["vgg19", "packaged", *(f"{TIMM_PREFIX}{name}" for name in import_module("timm").list_models())]
+    return [name for family in FAMILIES.values() for name in family.names()]
 
 
 def list_backbones(pattern: str = "*") -> Iterator[BackboneDescription]:
@@ -150,12 +98,10 @@ def from_row(row: Mapping[str, Any]) -> BackboneDescription:
 
 
 def _describe(name: str, size: Size | None) -> BackboneDescription:
-    if name == "vgg19":
-        return _describe_vgg19(size or VGG19_SIZE)
-    if name == "packaged":
-        return _describe_timm(packaged.ARCHITECTURE, name, packaged.DEFAULT_NODE, size)
-    check_timm_name(architecture := name.removeprefix(TIMM_PREFIX))
-    return _describe_timm(architecture, f"{TIMM_PREFIX}{architecture}", -1, size)
+    describe = find_family(name).describe
+    if describe is None:
+        raise UnsupportedBackboneError(f"{name!r} alone does not tell what the network is; create it and ask that.")
+    return describe(name, size)
 
 
 def _takes(name: str, size: Size) -> bool:
@@ -164,49 +110,3 @@ def _takes(name: str, size: Size) -> bool:
     except NETWORK_ERRORS:
         return False
     return True
-
-
-def _describe_vgg19(size: Size) -> BackboneDescription:
-    with torch.device("meta"):
-        network = vgg.build_vgg19(Reading(vgg.NODES[-1:]))
-        values = torch.zeros(1, 3, *size)
-        ends = {layer: node for node, layer in vgg.LAYERS.items()}
-        nodes = []
-        for layer, module in network.named_children():
-            values = module(values)
-            if layer in ends:
-                nodes.append(_describe_map(ends[layer], values))
-    return BackboneDescription("vgg19", size, tuple(nodes), vgg.DEFAULT_NODE, _count(network), vgg.LICENSE)
-
-
-def _describe_timm(architecture: str, name: str, default: int, size: Size | None) -> BackboneDescription:
-    preprocessing = import_module("timm").get_pretrained_cfg(architecture).to_dict()
-    size = size or native_size(architecture)
-    try:
-        with torch.device("meta"):
-            nodes, kept = _run(architecture, default, size)
-    except RuntimeError as error:
-        if "meta" not in str(error):
-            raise
-        nodes, kept = _run(architecture, default, size)  # a few networks read values on their way
-    is_published = preprocessing.get("hf_hub_id") or preprocessing.get("url")
-    license_name = str(preprocessing.get("license") or "unknown") if is_published else None
-    return BackboneDescription(name, size, nodes, nodes[default].node, kept, license_name)
-
-
-@torch.no_grad()
-def _run(architecture: str, default: int, size: Size) -> tuple[tuple[NodeDescription, ...], int]:
-    """The features at every stage, and the number of parameters up to the default one."""
-    network: Any = create_network(architecture, size)
-    maps = network.forward_intermediates(torch.zeros(1, 3, *size), output_fmt="NCHW", intermediates_only=True)
-    stages = StageFeatures(network, Reading((range(len(maps))[default],)))
-    return tuple(_describe_map(stage, features) for stage, features in enumerate(maps)), _count(stages)
-
-
-def _describe_map(node: Node, features: Tensor) -> NodeDescription:
-    _, channels, height, width = features.shape
-    return NodeDescription(node, channels, (height, width))
-
-
-def _count(network: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in network.parameters())

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from transfervae.backbones.modules import LayerFeatures, ModuleFeatures
-from transfervae.backbones.reading import Node, Reading
-from transfervae.backbones.sizes import name_sizes, nearest_sizes
+from transfervae.backbones.feature_spec import FeatureSpec, Node
+from transfervae.backbones.hooks import LayerFeatures, ModuleFeatures
+from transfervae.backbones.size_search import name_sizes, nearest_sizes
 from transfervae.errors import ImageSizeError, InvalidOptionError, TransferVAEError
 from transfervae.shapes import Features, Images, check_image_range, check_image_tensor, parse_image_size
 
@@ -35,7 +35,7 @@ Size = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Source:
+class Provenance:
     """Where a backbone came from: what a saved model needs to find it again.
 
     Attributes:
@@ -70,7 +70,7 @@ class FrozenBackbone(nn.Module):
 
     Attributes:
         network: Maps normalised images `[b, 3, h, w]` to features `[b, c, h', w']`.
-        source: Name, node, weights and licence.
+        provenance: Name, node, weights and licence.
     """
 
     mean: Tensor
@@ -79,7 +79,7 @@ class FrozenBackbone(nn.Module):
     def __init__(
         self,
         network: nn.Module,
-        source: Source,
+        provenance: Provenance,
         *,
         mean: Sequence[float],
         std: Sequence[float],
@@ -89,7 +89,7 @@ class FrozenBackbone(nn.Module):
 
         Args:
             network: Maps normalised images to features; it is changed in place.
-            source: Name, node, weights and licence.
+            provenance: Name, node, weights and licence.
             mean: Per RGB channel, subtracted from images in [0, 1].
             std: Per RGB channel, divides them then.
             takes_if_made_for: Whether the network takes a size once it is created for it, where that can be done.
@@ -98,14 +98,14 @@ class FrozenBackbone(nn.Module):
         for name, values in (("mean", mean), ("std", std)):
             _check_channels(name, values)
         self.network = network.requires_grad_(False).eval()
-        self.source = source
+        self.provenance = provenance
         self._takes_if_made_for = takes_if_made_for
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1))
         self._fingerprint: str | None = None
         self._shapes: dict[Size, tuple[int, int, int]] = {}
         self._range_seen = False
-        self._is_settled = False
+        self._layouts_known = False
 
     @staticmethod
     def from_module(
@@ -141,11 +141,11 @@ class FrozenBackbone(nn.Module):
         network = copy.deepcopy(module)
         name = f"{MODULE_PREFIX}{type(module).__name__}"
         if node is None:
-            reading = Reading(("output",))
-            return FrozenBackbone(LayerFeatures(network, reading), Source(name, "output", name), mean=mean, std=std)
-        reading = Reading.parse(node, fuse=fuse, grid=grid, norm=False)
-        source = Source(name, reading.node, name, options=reading.options)
-        return FrozenBackbone(ModuleFeatures(network, reading), source, mean=mean, std=std)
+            spec = FeatureSpec(("output",))
+            return FrozenBackbone(LayerFeatures(network, spec), Provenance(name, "output", name), mean=mean, std=std)
+        spec = FeatureSpec.parse(node, fuse=fuse, grid=grid, norm=False)
+        provenance = Provenance(name, spec.node, name, options=spec.options)
+        return FrozenBackbone(ModuleFeatures(network, spec), provenance, mean=mean, std=std)
 
     @property
     def out_channels(self) -> int:
@@ -155,7 +155,7 @@ class FrozenBackbone(nn.Module):
             ImageSizeError: If no size was used yet and the network takes neither its own size nor 224x224.
         """
         if not self._shapes:
-            self.feature_shape(self.source.native_size or DEFAULT_SIZE)
+            self.feature_shape(self.provenance.native_size or DEFAULT_SIZE)
         return next(iter(self._shapes.values()))[0]
 
     def forward(self, images: Tensor) -> Features:
@@ -226,16 +226,16 @@ class FrozenBackbone(nn.Module):
     @property
     def license(self) -> str | None:
         """Licence of the weights; "unknown" where the publisher names none, None for weights of one's own."""
-        return self.source.license
+        return self.provenance.license
 
     @property
     def config(self) -> dict[str, object]:
         """What finds this backbone again: plain values."""
         return {
-            "name": self.source.name,
-            "node": self.source.node,
-            "weights": self.source.weights,
-            **self.source.options,
+            "name": self.provenance.name,
+            "node": self.provenance.node,
+            "weights": self.provenance.weights,
+            **self.provenance.options,
             "fingerprint": self.fingerprint,
         }
 
@@ -254,8 +254,8 @@ class FrozenBackbone(nn.Module):
     def _compute_fingerprint(self) -> str:
         digest = hashlib.sha256()
         preprocessing = {"mean": self.mean.flatten().tolist(), "std": self.std.flatten().tolist()}
-        reading = {"node": self.source.node, **self.source.options}
-        digest.update(json.dumps({**reading, **preprocessing}, sort_keys=True).encode())
+        spec = {"node": self.provenance.node, **self.provenance.options}
+        digest.update(json.dumps({**spec, **preprocessing}, sort_keys=True).encode())
         for name, tensor in sorted(self.network.state_dict().items()):
             digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
@@ -264,10 +264,10 @@ class FrozenBackbone(nn.Module):
     @torch.no_grad()
     def _probe(self, size: Size) -> tuple[tuple[int, int, int] | None, str]:
         try:
-            if isinstance(self.network, LayerFeatures) and not self._is_settled:
+            if isinstance(self.network, LayerFeatures) and not self._layouts_known:
                 noise = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
-                self.network.settle(noise.to(self.mean))
-                self._is_settled = True
+                self.network.detect_layouts(noise.to(self.mean))
+                self._layouts_known = True
             features = self.network(self.mean.new_zeros(1, 3, *size))
         except TransferVAEError:
             raise
@@ -283,16 +283,16 @@ class FrozenBackbone(nn.Module):
     def _size_message(self, size: Size, reason: str) -> str:
         height, width = size
         return (
-            f"{self.source.name} at {self.source.place} cannot take {height}x{width} images; {self._advise(size)}"
-            f" ({reason})."
+            f"{self.provenance.name} at {self.provenance.place} cannot take {height}x{width} images;"
+            f" {self._advise(size)} ({reason})."
         )
 
     def _advise(self, size: Size) -> str:
         makes = self._takes_if_made_for
         if makes is not None and makes(size):
-            condition = "" if self.source.weights is None else ", if timm can resample its weights"
+            condition = "" if self.provenance.weights is None else ", if timm can resample its weights"
             return f"it can be created for them with image_size={size}{condition}"
-        native = self.source.native_size
+        native = self.provenance.native_size
         nearest = nearest_sizes(size, lambda other: self._probe(other)[0] is not None, native=native, tries=TRIES)
         made = []
         if makes is not None and nearest in ([], [native]):

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from transfervae.backbones.frozen import FrozenBackbone, Source
-from transfervae.backbones.reading import Reading
+from transfervae.backbones.feature_spec import FeatureSpec
+from transfervae.backbones.frozen import FrozenBackbone, Provenance
 from transfervae.backbones.vgg import LAYERS, build_vgg19, read_vgg19, resolve_nodes
 from transfervae.backbones.weights import check_fit
 from transfervae.errors import CheckpointError, MissingExtraError, WeightsUnavailableError
@@ -32,7 +32,7 @@ UNREADABLE = (OSError, RuntimeError, KeyError, ValueError, TypeError)
 """What h5py raises for files that are damaged or hold something else."""
 
 
-def create_keras_vgg19(reading: Reading, weights: str | PathLike[str] | None) -> FrozenBackbone:
+def create_keras_vgg19(spec: FeatureSpec, weights: str | PathLike[str] | None) -> FrozenBackbone:
     """Create VGG19 with the weights of a Keras HDF5 file; options as in `create_backbone`.
 
     Keras gives the network BGR images. Here they stay RGB, and the first convolution's input channels are turned round
@@ -40,12 +40,12 @@ def create_keras_vgg19(reading: Reading, weights: str | PathLike[str] | None) ->
     """
     if weights == "default":
         raise WeightsUnavailableError(f"{NAME} has no weights of its own: download {URL} and give its path (weights).")
-    reading = resolve_nodes(reading, NAME)
-    network = build_vgg19(reading)
+    spec = resolve_nodes(spec, NAME)
+    network = build_vgg19(spec)
     if weights is not None:
         _load(network, read_keras_layers(weights))
-    source = Source(NAME, reading.node, None if weights is None else str(weights), options=reading.options)
-    return FrozenBackbone(read_vgg19(network, reading), source, mean=MEAN, std=STD)
+    provenance = Provenance(NAME, spec.node, None if weights is None else str(weights), options=spec.options)
+    return FrozenBackbone(read_vgg19(network, spec), provenance, mean=MEAN, std=STD)
 
 
 def read_keras_layers(path: str | PathLike[str]) -> dict[str, Tensor]:

@@ -38,4 +38,4 @@ def warn_of_license(owner: str, license_name: str | None) -> None:
     remark = license_remark(license_name)
     if remark:
         what = "is unknown" if remark == "unknown" else f"is {license_name} ({remark})"
-        warnings.warn(f"The licence of {owner}'s weights {what}; read it first.", LicenseWarning, stacklevel=4)
+        warnings.warn(f"The licence of {owner}'s weights {what}; read it first.", LicenseWarning, stacklevel=5)

@@ -6,8 +6,8 @@ from types import ModuleType
 
 from torch import Tensor
 
+from transfervae.backbones.feature_spec import FeatureSpec
 from transfervae.backbones.frozen import FrozenBackbone
-from transfervae.backbones.reading import Reading
 from transfervae.backbones.timm import create_timm
 from transfervae.errors import MissingExtraError, WeightsMismatchError
 
@@ -16,12 +16,12 @@ DEFAULT_NODE = 3
 """Stride 16: the last stage, at stride 32, has lost much of colour and place, and reconstructs worse."""
 
 
-def create_packaged(reading: Reading, weights: str | PathLike[str] | None) -> FrozenBackbone:
+def create_packaged(spec: FeatureSpec, weights: str | PathLike[str] | None) -> FrozenBackbone:
     """Create EfficientNet-Lite0 (Tan & Le 2019) with packaged ImageNet weights; options as in `create_backbone`."""
-    reading = reading.or_at(DEFAULT_NODE).without_norm("packaged")
+    spec = spec.or_at(DEFAULT_NODE).without_norm("packaged")
     if weights == "default":
-        return create_timm(ARCHITECTURE, reading, packaged_weights(), convert=rename_in_order, source_name="packaged")
-    return create_timm(ARCHITECTURE, reading, weights, source_name="packaged")
+        return create_timm(ARCHITECTURE, spec, packaged_weights(), convert=rename_in_order, source_name="packaged")
+    return create_timm(ARCHITECTURE, spec, weights, source_name="packaged")
 
 
 def packaged_weights() -> str:

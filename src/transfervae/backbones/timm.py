@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from transfervae.backbones.frozen import NETWORK_ERRORS, FrozenBackbone, Source, first_line
+from transfervae.backbones.feature_spec import FeatureSpec, Node
+from transfervae.backbones.frozen import NETWORK_ERRORS, FrozenBackbone, Provenance, first_line
+from transfervae.backbones.hooks import ModuleFeatures
 from transfervae.backbones.licenses import warn_of_license
-from transfervae.backbones.modules import ModuleFeatures
-from transfervae.backbones.reading import Node, Reading
 from transfervae.backbones.weights import describe_misfits, read_weights, require_reachable
 from transfervae.errors import (
     InvalidOptionError,
@@ -38,22 +38,22 @@ class StageFeatures(nn.Module):
 
     Attributes:
         network: timm's.
-        reading: Stage indices counted from 0, and how they are fused.
+        spec: Stage indices counted from 0, and how they are fused.
     """
 
-    def __init__(self, network: Any, reading: Reading) -> None:
+    def __init__(self, network: Any, spec: FeatureSpec) -> None:
         """Cut a network.
 
         Args:
             network: timm's; it is changed in place.
-            reading: Stage indices that exist.
+            spec: Stage indices that exist.
         """
         super().__init__()
         self.network = network
-        self.reading = reading
-        self.stages = sorted(int(node) for node in reading.nodes)
-        self.widths = _widths(network, self.stages, norm=reading.norm)
-        network.prune_intermediate_layers(list(self.stages), prune_norm=not reading.norm)
+        self.spec = spec
+        self.stages = sorted(int(node) for node in spec.nodes)
+        self.widths = _widths(network, self.stages, norm=spec.norm)
+        network.prune_intermediate_layers(list(self.stages), prune_norm=not spec.norm)
 
     def forward(self, images: Images) -> Features:
         """Map normalised images to the fused features, `[b, c, h, w]`.
@@ -66,17 +66,17 @@ class StageFeatures(nn.Module):
         if hasattr(network, "img_size_scaled") and tuple(images.shape[-2:]) != tuple(network.img_size):
             raise ValueError("it would resize them to {}x{}".format(*network.img_size))
         maps = network.forward_intermediates(
-            images, indices=self.stages, norm=self.reading.norm, output_fmt="NCHW", intermediates_only=True
+            images, indices=self.stages, norm=self.spec.norm, output_fmt="NCHW", intermediates_only=True
         )
         if [features.shape[1] for features in maps] != self.widths:
             raise ValueError("its tokens do not fill the grid")
         by_stage = dict(zip(self.stages, maps, strict=True))
-        return self.reading.combine([by_stage[int(node)] for node in self.reading.nodes])
+        return self.spec.combine([by_stage[int(node)] for node in self.spec.nodes])
 
 
 def create_timm(
     name: str,
-    reading: Reading,
+    spec: FeatureSpec,
     weights: str | PathLike[str] | None,
     *,
     image_size: Size | None = None,
@@ -87,7 +87,7 @@ def create_timm(
 
     Args:
         name: timm's name, with or without a pretrained tag.
-        reading: Where and how it is read.
+        spec: Where and how it is read.
         weights: "default", a path, or None.
         image_size: The size that a network is made for whose layers depend on it.
         convert: Renames the tensors of a weights file, given the names that timm uses, in order.
@@ -102,27 +102,26 @@ def create_timm(
     with _explaining(name):
         loading: dict[str, Any] = {}
         if weights is not None:
-            with torch.device("meta"):
-                _resolve(_create(name, {}, image_size)[0], reading, owner)
-            loading = _loading_options(name, weights, convert)
+            whole, trunk = _tensor_names(name, spec, owner)
+            loading = _loading_options(name, weights, convert, whole=whole, trunk=trunk)
         network, made_for = _create(name, loading, image_size)
-        reading = _resolve(network, reading, owner)
+        spec = _resolve(network, spec, owner)
     published = weights == "default" or convert is not None
     license_name = str(preprocessing.get("license") or "unknown") if published and weights is not None else None
     warn_of_license(owner, license_name)
     return FrozenBackbone(
-        _wrap(network, reading, owner),
-        Source(
+        _wrap(network, spec, owner),
+        Provenance(
             owner,
-            reading.node,
+            spec.node,
             None if weights is None else "default" if published else str(weights),
-            options=reading.options | ({"image_size": list(made_for)} if made_for else {}),
+            options=spec.options | ({"image_size": list(made_for)} if made_for else {}),
             license=license_name,
             native_size=native_size(name),
         ),
         mean=preprocessing["mean"],
         std=preprocessing["std"],
-        takes_if_made_for=partial(_takes_if_made_for, name, reading),
+        takes_if_made_for=partial(_takes_if_made_for, name, spec),
     )
 
 
@@ -174,27 +173,42 @@ def stage_count(network: Any) -> int:
     return len(network.feature_info)
 
 
+def _tensor_names(name: str, spec: FeatureSpec, owner: str) -> tuple[list[str], set[str]]:
+    """Names of a network's tensors in order, and of those that are left without its classifier.
+
+    Nodes are looked for on the way, before weights are read or fetched.
+    """
+    timm = import_module("timm")
+    with torch.device("meta"), _silence("timm"):
+        network = timm.create_model(name)
+        whole = list(network.state_dict())
+        if hasattr(network, "reset_classifier"):  # a few have no classifier
+            network.reset_classifier(0)
+        _resolve(network, spec, owner)
+        return whole, set(network.state_dict())
+
+
 def _loading_options(
     name: str,
     weights: str | PathLike[str],
     convert: Callable[[dict[str, Tensor], list[str]], dict[str, Tensor]] | None,
+    *,
+    whole: list[str],
+    trunk: set[str],
 ) -> dict[str, Any]:
     """What makes timm load weights: its own published ones, or all of a file's but the classifier's, strictly."""
-    timm = import_module("timm")
-    config = timm.get_pretrained_cfg(name)
+    config = import_module("timm").get_pretrained_cfg(name)
     if weights == "default" and convert is None:
         _require_weights(name, config)
         return {"pretrained": True}
     state = read_weights(weights)
-    with torch.device("meta"), _silence("timm"):
-        whole, cut = (timm.create_model(name, **options).state_dict() for options in ({}, {"num_classes": 0}))
     if convert is not None:
-        state = convert(state, list(whole))
+        state = convert(state, whole)
     classifiers = (config.classifier,) if isinstance(config.classifier, str) else tuple(config.classifier or ())
     past = tuple(f"{classifier}." for classifier in classifiers)
-    dropped = whole.keys() - cut.keys()  # a few heads hold more than the classifier
-    trunk = {key: tensor for key, tensor in state.items() if key not in dropped and not key.startswith(past)}
-    return {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": trunk, "num_classes": 0}}
+    dropped = set(whole) - trunk  # a few heads hold more than the classifier
+    kept = {key: tensor for key, tensor in state.items() if key not in dropped and not key.startswith(past)}
+    return {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": kept, "num_classes": 0}}
 
 
 def _create(name: str, loading: dict[str, Any], image_size: Size | None) -> tuple[Any, Size | None]:
@@ -257,17 +271,17 @@ def _is_divided(network: Any, native: Size) -> bool:
     return all(side % step == 0 for side, step in zip(native, patch, strict=True))
 
 
-def _resolve(network: Any, reading: Reading, owner: str) -> Reading:
+def _resolve(network: Any, spec: FeatureSpec, owner: str) -> FeatureSpec:
     """Replace stage indices from the end, and check that every node exists and that the nodes can be fused."""
     if not (hasattr(network, "forward_intermediates") and hasattr(network, "prune_intermediate_layers")):
         raise UnsupportedBackboneError(f"{owner} cannot serve: timm gives no intermediate features of it.")
-    if all(_is_module_name(node) for node in reading.nodes):
-        _check_modules(network, reading, owner)
-        return reading
+    if all(_is_module_name(node) for node in spec.nodes):
+        _check_modules(network, spec, owner)
+        return spec
     stages = range(stage_count(network))
-    nodes = tuple(_stage(node, stages, owner) for node in reading.nodes)
-    resolved = Reading.parse(nodes, fuse=reading.fuse, grid=reading.grid, norm=reading.norm)
-    resolved.check_widths(_widths(network, nodes, norm=reading.norm))
+    nodes = tuple(_stage(node, stages, owner) for node in spec.nodes)
+    resolved = FeatureSpec.parse(nodes, fuse=spec.fuse, grid=spec.grid, norm=spec.norm)
+    resolved.check_widths(_widths(network, nodes, norm=spec.norm))
     return resolved
 
 
@@ -292,31 +306,31 @@ def _is_module_name(node: Node) -> bool:
     return isinstance(node, str) and not node.removeprefix("-").isdecimal()
 
 
-def _check_modules(network: nn.Module, reading: Reading, owner: str) -> None:
-    if reading.norm:
+def _check_modules(network: nn.Module, spec: FeatureSpec, owner: str) -> None:
+    if spec.norm:
         raise InvalidOptionError("norm belongs to stage indices; with module names, name the normalisation itself.")
     names = [name for name, _ in network.named_modules() if name]
-    for node in reading.nodes:
+    for node in spec.nodes:
         if node not in names:
             stages = range(stage_count(network))
             hint = f"Known are stages {stages[0]} to {stages[-1]}, and the names of modules, such as {names[-1]!r}."
             raise UnknownNameError(f"node of {owner}", node, names, hint=hint)
 
 
-def _wrap(network: nn.Module, reading: Reading, owner: str) -> nn.Module:
-    if _is_module_name(reading.nodes[0]):
-        return ModuleFeatures(network, reading)
+def _wrap(network: nn.Module, spec: FeatureSpec, owner: str) -> nn.Module:
+    if _is_module_name(spec.nodes[0]):
+        return ModuleFeatures(network, spec)
     try:
-        return StageFeatures(network, reading)
+        return StageFeatures(network, spec)
     except NETWORK_ERRORS as error:
-        raise UnsupportedBackboneError(f"{owner} cannot be read at {reading.node}: {error}") from error
+        raise UnsupportedBackboneError(f"{owner} cannot be read at {spec.node}: {error}") from error
 
 
-def _takes_if_made_for(name: str, reading: Reading, size: Size) -> bool:
+def _takes_if_made_for(name: str, spec: FeatureSpec, size: Size) -> bool:
     """Whether a network made for this size takes it."""
     try:
         with torch.device("meta"), torch.no_grad():
-            network = _wrap(_create(name, {}, size)[0], reading, name).eval()
+            network = _wrap(_create(name, {}, size)[0], spec, name).eval()
             network(torch.zeros(1, 3, *size))
     except NETWORK_ERRORS:
         return False

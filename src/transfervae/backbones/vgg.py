@@ -9,10 +9,10 @@ from types import MappingProxyType
 
 from torch import Tensor, nn
 
-from transfervae.backbones.frozen import FrozenBackbone, Source
-from transfervae.backbones.layout import Layout
-from transfervae.backbones.modules import ModuleFeatures
-from transfervae.backbones.reading import Reading
+from transfervae.backbones.feature_spec import FeatureSpec
+from transfervae.backbones.frozen import FrozenBackbone, Provenance
+from transfervae.backbones.hooks import ModuleFeatures
+from transfervae.backbones.token_layout import TokenLayout
 from transfervae.backbones.weights import fetch_weights, load_strictly, read_weights
 from transfervae.errors import UnknownNameError
 
@@ -37,19 +37,19 @@ LAYERS: Mapping[str, str] = MappingProxyType(
 """The layer that gives each node, by torchvision's index."""
 
 
-def create_vgg19(reading: Reading, weights: str | PathLike[str] | None) -> FrozenBackbone:
+def create_vgg19(spec: FeatureSpec, weights: str | PathLike[str] | None) -> FrozenBackbone:
     """Create VGG19 up to its last node that is read (Simonyan & Zisserman 2015); options as in `create_backbone`."""
-    reading = resolve_nodes(reading, "vgg19")
-    network = build_vgg19(reading)
+    spec = resolve_nodes(spec, "vgg19")
+    network = build_vgg19(spec)
     if weights is not None:
         _load(network, weights)
     return FrozenBackbone(
-        read_vgg19(network, reading),
-        Source(
+        read_vgg19(network, spec),
+        Provenance(
             "vgg19",
-            reading.node,
+            spec.node,
             None if weights is None else str(weights),
-            options=reading.options,
+            options=spec.options,
             license=LICENSE if weights == "default" else None,
         ),
         mean=IMAGENET_MEAN,
@@ -57,19 +57,19 @@ def create_vgg19(reading: Reading, weights: str | PathLike[str] | None) -> Froze
     )
 
 
-def resolve_nodes(reading: Reading, owner: str) -> Reading:
+def resolve_nodes(spec: FeatureSpec, owner: str) -> FeatureSpec:
     """Check that nodes are those of VGG19.
 
     Raises:
         UnknownNameError: If not.
         InvalidOptionError: If a final normalisation is asked for.
     """
-    reading = reading.or_at(DEFAULT_NODE).without_norm(owner)
-    for node in reading.nodes:
+    spec = spec.or_at(DEFAULT_NODE).without_norm(owner)
+    for node in spec.nodes:
         if node not in NODES:
             raise UnknownNameError(f"node of {owner}", node, NODES)
-    reading.check_widths([CHANNELS[int(str(node)[5]) - 1] for node in reading.nodes])
-    return reading
+    spec.check_widths([CHANNELS[int(str(node)[5]) - 1] for node in spec.nodes])
+    return spec
 
 
 def fetch_vgg19_weights() -> dict[str, Tensor]:
@@ -83,11 +83,11 @@ def fetch_vgg19_weights() -> dict[str, Tensor]:
     return fetch_weights(VGG19_Weights.IMAGENET1K_V1.url, owner="VGG19")
 
 
-def build_vgg19(reading: Reading) -> nn.Sequential:
+def build_vgg19(spec: FeatureSpec) -> nn.Sequential:
     """VGG19 up to its last node that is read, its layers named by torchvision's indices."""
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     before = 3
-    for node in NODES[: max(NODES.index(str(node)) for node in reading.nodes) + 1]:
+    for node in NODES[: max(NODES.index(str(node)) for node in spec.nodes) + 1]:
         if node.endswith("pool"):
             layers[str(len(layers))] = nn.MaxPool2d(kernel_size=2, stride=2)
             continue
@@ -101,12 +101,12 @@ def build_vgg19(reading: Reading) -> nn.Sequential:
     return nn.Sequential(layers)
 
 
-def read_vgg19(network: nn.Sequential, reading: Reading) -> nn.Module:
+def read_vgg19(network: nn.Sequential, spec: FeatureSpec) -> nn.Module:
     """The network itself where it ends at the only node, else one that fuses its nodes."""
-    if len(reading.nodes) == 1 and reading.grid is None:
+    if len(spec.nodes) == 1 and spec.grid is None:
         return network
-    layers = replace(reading, nodes=tuple(LAYERS[str(node)] for node in reading.nodes))
-    return ModuleFeatures(network, layers, layout=Layout(channels_last=False, is_certain=True))
+    layers = replace(spec, nodes=tuple(LAYERS[str(node)] for node in spec.nodes))
+    return ModuleFeatures(network, layers, layout=TokenLayout(channels_last=False, is_certain=True))
 
 
 def _load(network: nn.Sequential, weights: str | PathLike[str]) -> None:

@@ -14,6 +14,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from transfervae.backbones import FrozenBackbone
+from transfervae.cache.dataset import (
+    CacheableData,
+    check_repeatable,
+    describe_item,
+    has_files,
+    identify_data,
+    pixel_loader,
+    probe_rows,
+)
 from transfervae.cache.manifest import (
     DTYPES,
     MANIFEST_FILE,
@@ -33,16 +42,6 @@ from transfervae.cache.shards import (
     to_array,
     write_shard,
 )
-from transfervae.cache.source import (
-    CacheableData,
-    check_repeatable,
-    describe_item,
-    has_files,
-    identify_data,
-    pixel_loader,
-    probe_rows,
-)
-from transfervae.checkpoint import LOCK_FILE, held
 from transfervae.data import ItemRecord
 from transfervae.errors import (
     CacheError,
@@ -52,6 +51,7 @@ from transfervae.errors import (
     InvalidOptionError,
     UnknownNameError,
 )
+from transfervae.files import LOCK_FILE, held
 from transfervae.shapes import Features, Images, Pixels, check_positive, unit_images
 
 SPARE_BYTES = 2**24
@@ -155,9 +155,9 @@ class CacheBuilder:
         needed, free = self.disk
         if needed and needed + self._spare > free:
             raise FileWriteError(
-                f"The features need {in_words(needed)} in {str(self.folder)!r}, beside {in_words(self._spare)} that are"
-                f" to be left, and {in_words(free)} are free; choose a folder on another disk, or a deeper node, whose"
-                " features are smaller."
+                f"The features need {format_bytes(needed)} in {str(self.folder)!r}, beside"
+                f" {format_bytes(self._spare)} that are to be left, and {format_bytes(free)} are free; choose a folder"
+                " on another disk, or a deeper node, whose features are smaller."
             )
 
     def holding(self) -> AbstractContextManager[None]:
@@ -419,8 +419,8 @@ def _delete_files(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def in_words(count: int) -> str:
-    """A number of bytes for people."""
+def format_bytes(count: int) -> str:
+    """A number of bytes for people, such as "1.2 GB"."""
     for unit, size in (("GB", 10**9), ("MB", 10**6)):
         if count >= size:
             return f"{count / size:.1f} {unit}"

@@ -15,8 +15,8 @@ from typing_extensions import override
 from transfervae.backbones import FrozenBackbone
 from transfervae.cache.feature_cache import CachedItem, FeatureCache
 from transfervae.cache.manifest import FORMAT, FORMAT_KEY, Manifest, parse_manifest
-from transfervae.checkpoint import write_json
 from transfervae.errors import CacheError, FileWriteError, InvalidOptionError, MissingExtraError
+from transfervae.files import write_json
 from transfervae.shapes import check_positive, check_seed
 
 try:

@@ -17,12 +17,12 @@ from typing_extensions import override
 
 from transfervae.backbones import FrozenBackbone
 from transfervae.cache.builder import CacheBuilder, check_items, compute_all
+from transfervae.cache.dataset import CacheableData, as_pixels, identify_data
 from transfervae.cache.manifest import Manifest
 from transfervae.cache.sampler import WindowSampler
 from transfervae.cache.shards import Shard, check_contents, check_sizes, map_shard, read_summary, to_features
-from transfervae.cache.source import CacheableData, as_pixels, identify_data
-from transfervae.checkpoint import LOCK_FILE
 from transfervae.errors import CacheError, InvalidOptionError
+from transfervae.files import LOCK_FILE
 from transfervae.shapes import check_positive
 
 WINDOW = 2**30
@@ -201,7 +201,7 @@ class FeatureCache(Dataset[CachedItem]):
             InvalidOptionError: If they are not.
         """
         if not self.manifest.flips:
-            raise InvalidOptionError("This cache holds no mirrored features; build one with flips (--flips).")
+            raise InvalidOptionError("This cache holds no mirrored features; build one with flips (--dataset.flips).")
 
     def verify(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Compare the checksums of all files.

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from transfervae.backbones import FrozenBackbone
-from transfervae.checkpoint import write_json
 from transfervae.errors import CacheError, CacheMismatchError, InvalidOptionError
+from transfervae.files import write_json
 
 FORMAT_KEY = "transfervae_cache"
 FORMAT = 1
@@ -124,8 +124,8 @@ class Manifest:
             CacheMismatchError: Naming what differs.
         """
         check_backbone_type(backbone)
-        mine = {**_identify(self.backbone, self.preprocessing), "image size": tuple(self.image_size)}
-        theirs = {**identify(backbone), "image size": tuple(image_size)}
+        mine = {**_identity_of(self.backbone, self.preprocessing), "image size": tuple(self.image_size)}
+        theirs = {**backbone_identity(backbone), "image size": tuple(image_size)}
         self.refuse(_differences(mine, theirs), folder)
 
     @staticmethod
@@ -151,7 +151,7 @@ class Manifest:
         asked = {name.replace("_", " "): getattr(self, name) for name in names}
         data = {f"data {key}": value for key, value in self.data.items()}
         size = {"image size": tuple(self.image_size)}
-        return {**_identify(self.backbone, self.preprocessing), **size, **asked, **data}
+        return {**_identity_of(self.backbone, self.preprocessing), **size, **asked, **data}
 
 
 def check_backbone_type(backbone: object) -> None:
@@ -181,12 +181,12 @@ def preprocessing_of(backbone: FrozenBackbone) -> dict[str, list[float]]:
     return {"mean": backbone.mean.flatten().tolist(), "std": backbone.std.flatten().tolist()}
 
 
-def identify(backbone: FrozenBackbone) -> dict[str, Any]:
+def backbone_identity(backbone: FrozenBackbone) -> dict[str, Any]:
     """What features depend on, by the name that a message gives it."""
-    return _identify(backbone.config, preprocessing_of(backbone))
+    return _identity_of(backbone.config, preprocessing_of(backbone))
 
 
-def _identify(config: Mapping[str, Any], preprocessing: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+def _identity_of(config: Mapping[str, Any], preprocessing: Mapping[str, Sequence[float]]) -> dict[str, Any]:
     own = {key: value for key, value in config.items() if key not in ("name", "fingerprint", "weights")}
     identity = {"backbone": config["name"], **own, **{key: list(value) for key, value in preprocessing.items()}}
     identity["fingerprint"] = config["fingerprint"]
@@ -247,4 +247,4 @@ def _check_sense(manifest: Manifest) -> None:
         raise ValueError(f"{(wrong or ['dtype'])[0]} makes no sense")
     if manifest.shards is not None and len(manifest.shards) != manifest.count:
         raise ValueError(f"it lists {len(manifest.shards)} shards of {manifest.count}")
-    _identify(manifest.backbone, manifest.preprocessing)
+    _identity_of(manifest.backbone, manifest.preprocessing)

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from transfervae.cache.manifest import Manifest
-from transfervae.checkpoint import write_atomically, write_json
 from transfervae.data import ItemRecord
 from transfervae.errors import CacheError
+from transfervae.files import write_atomically, write_json
 
 KINDS = ("features", "images")
 FILES = (*KINDS, "items")

@@ -1,6 +1,6 @@
 """The command line: arguments in, library calls out."""
 
-from transfervae.cli import images, networks, training  # noqa: F401 - they add their commands
-from transfervae.cli.app import app, run
+from transfervae.cli.app import app
+from transfervae.cli.run import run
 
 __all__ = ["app", "run"]

@@ -1,17 +1,11 @@
 """The command itself, and how it fails."""
 
-import os
-import warnings
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 
 from transfervae import __version__
-from transfervae.backbones import LicenseWarning
-from transfervae.backbones.frozen import is_out_of_memory
-from transfervae.errors import TransferVAEError
 
 INTERRUPTED = 130
 FAILED = 2
@@ -23,27 +17,9 @@ app = typer.Typer(
     help="Turn a frozen pretrained vision network into the encoder of a variational autoencoder.",
     epilog="Start with: transfervae train PHOTOS --out runs/faces    then: transfervae sample runs/faces",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-def run() -> None:
-    """Run a command; what goes wrong is said in one line, with exit code 2."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", LicenseWarning)  # licences are shown beside the names
-            app()
-    except (TransferVAEError, OSError) as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            errors.print(f"[bold red]Error:[/] {escape(' '.join(str(error).split()))}", soft_wrap=True, highlight=False)
-        raise SystemExit(FAILED) from None
-    except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and not is_out_of_memory(error):
-            raise
-        errors.print("[bold red]Error:[/] There is not enough memory; try smaller images, a smaller batch or fewer.")
-        raise SystemExit(FAILED) from None
 
 
 def say(text: str, console: Console = screen) -> None:

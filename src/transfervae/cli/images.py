@@ -5,18 +5,17 @@ from typing import Annotated
 
 import typer
 from rich.markup import escape
-from rich.progress import Progress
 from rich.table import Table
 
 from transfervae.cli.app import app, say, screen
 from transfervae.cli.arguments import Device, Model, SkipBad, Weights, check_suffix, parse_weights
 from transfervae.data import ImageFolder
 from transfervae.errors import InvalidOptionError
-from transfervae.gaussian import DiagonalGaussian
 from transfervae.inference import encode_images, reconstruct_images, write_latents
 from transfervae.losses import rmse
 from transfervae.model import TransferVAE
 from transfervae.pictures import write_grid, write_pairs, write_samples
+from transfervae.progress import progress_bar
 
 
 @app.command()
@@ -82,12 +81,11 @@ def encode(
     check_suffix(out, ".npz")
     vae = load(model, weights, device)
     dataset = _open_images(data, vae, skip_bad)
-    with Progress(console=screen, transient=True, disable=not screen.is_terminal) as progress:
-        task = progress.add_task("encoding", total=len(dataset))
-        posterior = encode_images(vae, dataset, progress=lambda done: progress.update(task, completed=done))
+    with progress_bar(screen, "encoding") as progress:
+        posterior = encode_images(vae, dataset, progress=lambda done: progress(done, len(dataset)))
     write_latents(out, dataset.paths, posterior)
     shape = " x ".join(map(str, posterior.mean.shape))
-    what = "means and log-variances" if isinstance(posterior, DiagonalGaussian) else "latents"
+    what = " and ".join({"mean": "means", "logvar": "log-variances"}[name] for name in posterior.moments())
     say(f"{_describe_cut(vae)}; {what} ({shape}) written to {out}")
 
 

@@ -1,5 +1,6 @@
 """Commands that look at networks: summary, backbones."""
 
+import inspect
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,59 +16,59 @@ from transfervae.backbones import (
     license_remark,
     list_backbones,
 )
+from transfervae.build import build_vae
 from transfervae.cli.app import app, screen
-from transfervae.cli.arguments import Weights, parse_grid, parse_node, parse_size
+from transfervae.cli.declared import Section, Tree, add_command, complete, spell_flag
 from transfervae.cli.images import load
-from transfervae.decoders import DECODERS
+from transfervae.cli.sections import IMAGE_SIZE, Choices
 from transfervae.errors import InvalidOptionError, UnknownNameError
-from transfervae.heads import HEADS
-from transfervae.model import TransferVAE, build_vae
+from transfervae.model import TransferVAE
+from transfervae.options import Option
+from transfervae.shapes import parse_image_size
 from transfervae.summary import summarise
 
 LISTING_WIDTH = 160
 """Columns of a long table that is written to a file or a pipe."""
 
 
-@app.command()
-def summary(
-    model: Annotated[Path | None, typer.Argument(help="A run's or a model's folder.", show_default=False)] = None,
-    backbone: Annotated[str | None, typer.Option(help="Instead of a folder: vgg19, packaged or timm:NAME.")] = None,
-    node: Annotated[str | None, typer.Option(help="Where it is read; several nodes with commas.")] = None,
-    fuse: Annotated[str, typer.Option(help="How several nodes become one map: concat, sum, mean.")] = "concat",
-    grid: Annotated[str | None, typer.Option(help="Grid that several nodes are resampled to.")] = None,
-    norm: Annotated[bool, typer.Option("--norm", help="Apply the backbone's final normalisation.")] = False,
-    image_size: Annotated[str, typer.Option(help="Pixels: 128, or 96x128 (height x width).")] = "128",
-    head: Annotated[str, typer.Option(help=", ".join(HEADS))] = "gaussian",
-    latent_dim: Annotated[
-        int | None, typer.Option(help="Length of the latent vector, or channels of the map; the head's default.")
-    ] = None,
-    decoder: Annotated[str, typer.Option(help=", ".join(DECODERS))] = "resize",
-    width: Annotated[int | None, typer.Option(help="The decoder's width; its default if left out.")] = None,
-    weights: Weights = None,
-) -> None:
-    """Show what a model is made of: shapes, trainable and frozen parameters, and FLOPs for one image.
+SUMMARY_ABOUT = """Show what a model is made of: shapes, trainable and frozen parameters, and FLOPs for one image.
 
-    Needs no weights with --backbone.
-    """
-    if (model is None) == (backbone is None):
-        raise InvalidOptionError("Give either a model's folder or --backbone NAME.")
-    if model is not None:
-        vae = load(model, weights, "cpu")
-    else:
-        vae = build_vae(
-            backbone or "",
-            image_size=parse_size(image_size),
-            node=parse_node(node),
-            fuse=fuse,
-            grid=parse_grid(grid),
-            norm=norm,
-            weights=None,
-            head=head,
-            latent_dim=latent_dim,
-            decoder=decoder,
-            width=width,
-        )
-    _print_summary(vae, summarise(vae))
+Needs no weights with --backbone.
+"""
+
+MODEL = inspect.Parameter(
+    "model",
+    inspect.Parameter.KEYWORD_ONLY,
+    default=None,
+    annotation=Annotated[str | None, typer.Argument(help="A run's or a model's folder.", show_default=False)],
+)
+
+
+def add_summary() -> None:
+    """Add the command `summary`, with the options of the parts that the command line chooses."""
+    choices = Choices({}, {})
+    weights = Option("weights", str | None, None, "Of a folder's backbone, if no longer where they were.")
+    model = Option("model", str | None, None, "")
+    sections = [
+        Section("", "Model", {"model": model, "weights": weights, "image_size": IMAGE_SIZE}),
+        choices.backbone(),
+        choices.part("head"),
+        choices.part("decoder"),
+    ]
+
+    def run(given: Tree) -> None:
+        if ("model" in given) == ("backbone" in given):
+            raise InvalidOptionError("Give either a model's folder or --backbone NAME.")
+        tree = complete(sections, (given, spell_flag))
+        if "model" in given:
+            vae = load(Path(tree["model"]), tree["weights"], "cpu")
+        else:
+            backbone = {**tree["backbone"], "weights": None}
+            vae = build_vae(backbone, image_size=tree["image_size"], head=tree["head"], decoder=tree["decoder"])
+        _print_summary(vae, summarise(vae))
+
+    shown = [sections[0]._replace(options={"weights": weights, "image_size": IMAGE_SIZE}), *sections[1:]]
+    add_command(app, "summary", shown, run, about=SUMMARY_ABOUT, positionals=[MODEL])
 
 
 @app.command()
@@ -83,7 +84,7 @@ def backbones(
 
     Example: transfervae backbones "vit_small*dinov2"    transfervae backbones timm:resnet50 --image-size 96x128
     """
-    size = None if image_size is None else parse_size(image_size)
+    size = None if image_size is None else parse_image_size(image_size)
     if is_backbone(pattern):
         _print_nodes(describe_backbone(pattern, image_size=size))
         return
@@ -94,7 +95,7 @@ def backbones(
 
 
 def _print_summary(vae: TransferVAE, parts: list[Any]) -> None:
-    source = vae.backbone.source
+    source = vae.backbone.provenance
     table = Table(title=f"{source.name} at {source.place}, {vae.image_size[0]}x{vae.image_size[1]} images")
     table.add_column("part")
     for name in ("output", "trainable", "frozen", "MFLOPs"):

@@ -1,187 +1,176 @@
 """Commands that compute for long: train, and cache."""
 
+import inspect
+import json
 import math
 import shlex
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import yaml
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import Progress
 from rich.table import Table
 
 from transfervae.cache import DTYPES, FeatureCache
 from transfervae.cli.app import INTERRUPTED, app, say, screen
-from transfervae.cli.arguments import (
-    DATA_PANEL,
-    ENGINE_PANEL,
-    LENGTH_PANEL,
-    MODEL_PANEL,
-    OBJECTIVE_PANEL,
-    Accelerator,
-    Backbone,
-    BatchSize,
-    Data,
-    Devices,
-    Faces,
-    Fuse,
-    Grid,
-    ImageSize,
-    MemoryFormat,
-    NodeNames,
-    Norm,
-    NumNodes,
-    Precision,
-    SkipBad,
-    Strategy,
-    WeightsChoice,
-    Workers,
-    given,
-    parse_devices,
-    parse_grid,
-    parse_node,
-    parse_size,
-    parse_weights,
+from transfervae.cli.declared import Section, Tree, add_command, complete, scan, spell_flag, spell_key
+from transfervae.cli.sections import IMAGE_SIZE, Choices, read_config_option, words
+from transfervae.errors import RunFolderError
+from transfervae.options import Option, options_of, plain
+
+OUT = "runs/faces"
+RECORDS = ("images", "versions", "transfervae_format")
+"""What a run's own configuration holds beside options."""
+
+DATA = inspect.Parameter(
+    "data",
+    inspect.Parameter.KEYWORD_ONLY,
+    default=None,
+    annotation=Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Folders of images, flat or nested (JPEG, PNG, WebP, TIFF, BMP); drawn faces if left out.",
+            show_default=False,
+        ),
+    ],
 )
-from transfervae.decoders import DECODERS
-from transfervae.heads import HEADS
-from transfervae.losses import RECONSTRUCTIONS
+
+TRAIN_ABOUT = """Train a model on a folder of images, and leave model, figures and pictures in a folder.
+
+The backbone stays frozen; a head and a decoder are trained. Each part has options of its own: --head deterministic
+--help shows those of that head.
+
+Example: transfervae train photos --backbone vgg19 --image-size 128 --epochs 5 --out runs/faces
+"""
+
+CACHE_ABOUT = """Compute a backbone's features of images once, for any number of trainings.
+
+A build that was interrupted goes on where it stopped when the same command is given again.
+
+Example: transfervae cache photos --out features    then: transfervae train photos --engine.cache features
+"""
 
 
-@app.command()
-def train(
-    context: typer.Context,
-    data: Data = None,
-    out: Annotated[Path, typer.Option(help="The run's folder.")] = Path("runs/faces"),
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the run in --out from its last full epoch, with its options.")
-    ] = False,
-    image_size: ImageSize = "128",
-    held_out: Annotated[
-        float, typer.Option(help="Fraction of the images kept out of training.", rich_help_panel=DATA_PANEL)
-    ] = 0.1,
-    flips: Annotated[
-        bool,
-        typer.Option("--flips", help="Mirror every other training image, drawn anew.", rich_help_panel=DATA_PANEL),
-    ] = False,
-    faces: Faces = 2000,
-    skip_bad: SkipBad = False,
-    backbone: Backbone = "auto",
-    node: NodeNames = None,
-    fuse: Fuse = "concat",
-    grid: Grid = None,
-    norm: Norm = False,
-    weights: WeightsChoice = "default",
-    head: Annotated[str, typer.Option(help=", ".join(HEADS), rich_help_panel=MODEL_PANEL)] = "gaussian",
-    latent_dim: Annotated[
-        int | None,
-        typer.Option(
-            help="Length of the latent vector, or channels of the latent map; the head's default if left out.",
-            rich_help_panel=MODEL_PANEL,
-        ),
-    ] = None,
-    decoder: Annotated[str, typer.Option(help=", ".join(DECODERS), rich_help_panel=MODEL_PANEL)] = "resize",
-    width: Annotated[
-        int | None, typer.Option(help="The decoder's width; its default if left out.", rich_help_panel=MODEL_PANEL)
-    ] = None,
-    reconstruction: Annotated[
-        str, typer.Option(help=", ".join(RECONSTRUCTIONS), rich_help_panel=OBJECTIVE_PANEL)
-    ] = "rmse",
-    beta: Annotated[
-        float | None,
-        typer.Option(help="Weight of the KL in nats; the term's default if left out.", rich_help_panel=OBJECTIVE_PANEL),
-    ] = None,
-    beta_schedule: Annotated[
-        str, typer.Option(help="constant, linear (warm-up) or cyclic.", rich_help_panel=OBJECTIVE_PANEL)
-    ] = "constant",
-    beta_epochs: Annotated[
-        int, typer.Option(help="Epochs of the warm-up, or of a cycle.", rich_help_panel=OBJECTIVE_PANEL)
-    ] = 1,
-    free_bits: Annotated[
-        float, typer.Option(help="KL left unpunished, in nats a dimension.", rich_help_panel=OBJECTIVE_PANEL)
-    ] = 0.0,
-    epochs: Annotated[int, typer.Option(help="Passes over the images.", rich_help_panel=LENGTH_PANEL)] = 5,
-    batch_size: BatchSize = 16,
-    learning_rate: Annotated[float, typer.Option(help="Adam's, at the start.", rich_help_panel=LENGTH_PANEL)] = 1e-3,
-    seed: Annotated[int, typer.Option(help="Of split, weights, order and draws.", rich_help_panel=LENGTH_PANEL)] = 0,
-    accelerator: Accelerator = "auto",
-    devices: Devices = "auto",
-    num_nodes: NumNodes = 1,
-    strategy: Strategy = "auto",
-    precision: Precision = "auto",
-    memory_format: MemoryFormat = "auto",
-    compiled: Annotated[
-        bool, typer.Option("--compile", help="Run the model through torch.compile.", rich_help_panel=ENGINE_PANEL)
-    ] = False,
-    cache: Annotated[
-        str,
-        typer.Option(
-            help="auto: the backbone's features are computed once and kept in the run's folder; off: in every epoch; or"
-            " the folder of a cache that `transfervae cache` built.",
-            rich_help_panel=ENGINE_PANEL,
-        ),
-    ] = "auto",
-    workers: Workers = None,
-) -> None:
-    """Train a model on a folder of images, and leave model, figures and pictures in a folder.
-
-    The backbone stays frozen; a head and a decoder are trained.
-
-    Example: transfervae train photos --backbone vgg19 --image-size 128 --epochs 5 --out runs/faces
-    """
+def add_train() -> None:
+    """Add the command `train`, with the options of the parts that the command line chooses."""
     from transfervae import training
 
-    chosen: dict[str, Any] = {
-        "data": data,
-        "backbone": backbone,
-        "node": parse_node(node),
-        "fuse": fuse,
-        "grid": parse_grid(grid),
-        "norm": norm,
-        "weights": parse_weights(weights),
-        "head": head,
-        "latent_dim": latent_dim,
-        "image_size": parse_size(image_size),
-        "decoder": decoder,
-        "width": width,
-        "reconstruction": reconstruction,
-        "beta": beta,
-        "beta_schedule": beta_schedule,
-        "beta_epochs": beta_epochs,
-        "free_bits": free_bits,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "held_out": held_out,
-        "flips": flips,
-        "faces": faces,
-        "skip_bad": skip_bad,
-        "seed": seed,
+    out = Path(scan(words(), "--out") or OUT)
+    resumes = "--resume" in words()
+    file = _read_run(out) if resumes else read_config_option()
+    recipe = scan(words(), "--recipe") or file.pop("recipe", None) or "seed"
+    defaults = training.read_recipe(recipe)
+    choices = Choices({name: value for name, value in file.items() if name not in RECORDS}, defaults)
+    run_section = _run_section(recipe)
+    sections = [
+        run_section,
+        choices.backbone(),
+        choices.part("head"),
+        choices.part("decoder"),
+        *([choices.part("prior")] if choices.is_named("prior") else []),
+        *choices.objective(),
+        Section("dataset", "Images", options_of(training.DataOptions)),
+        Section("optimizer", "Optimizer", options_of(training.OptimizerOptions)),
+        Section("engine", "Engine", options_of(training.EngineOptions)),
+    ]
+
+    def run(given: Tree) -> None:
+        recipes = {name: defaults[name] for name in ("optimizer",) if name in defaults}
+        layers = ((recipes, spell_key), (choices.file, spell_key), (given, spell_flag))
+        _train(complete(sections, *layers), resume=resumes)
+
+    add_command(app, "train", _without_data(sections), run, about=TRAIN_ABOUT, positionals=[DATA])
+
+
+def add_cache() -> None:
+    """Add the command `cache`."""
+    from transfervae import training
+
+    choices = Choices({}, {})
+    options = {
+        "data": Option("data", list[str] | None, None, ""),
+        "out": Option("out", str, "features", "The cache's folder."),
+        "verify": Option("verify", bool, False, "Compute nothing: compare the checksums of the cache in --out."),
+        "image_size": IMAGE_SIZE,
+        "dtype": options_of(training.cache_features)["dtype"]._replace(help=f"Stored as: {', '.join(DTYPES)}."),
+        "seed": options_of(training.cache_features)["seed"],
     }
-    engine_chosen: dict[str, Any] = {
-        "accelerator": accelerator,
-        "devices": parse_devices(devices),
-        "num_nodes": num_nodes,
-        "strategy": strategy,
-        "precision": precision,
-        "memory_format": memory_format,
-        "compile": compiled,
-        "cache": cache,
-        "workers": workers,
+    sections = [
+        Section("", "Cache", options),
+        choices.backbone(),
+        Section("dataset", "Images", options_of(training.DataOptions)),
+        Section("engine", "Engine", options_of(training.EngineOptions, skip=("cache", "compile"))),
+    ]
+    add_command(
+        app,
+        "cache",
+        _without_data(sections),
+        lambda given: _cache(complete(sections, (given, spell_flag))),
+        about=CACHE_ABOUT,
+        positionals=[DATA],
+    )
+
+
+def _run_section(recipe: str) -> Section:
+    from transfervae import training
+
+    declared = options_of(training.train)
+    names = Option("metrics", Sequence[str], declared["metrics"].default, "")
+    return Section(
+        "",
+        "Run",
+        {
+            "out": Option("out", str, OUT, "The run's folder."),
+            "config": Option("config", str | None, None, "Read options from a YAML file; the command line wins."),
+            "print_config": Option("print_config", bool, False, "Print all options as YAML, and do nothing else."),
+            "resume": Option(
+                "resume", bool, False, "Continue the run in --out from its last full epoch, with its options."
+            ),
+            "recipe": Option("recipe", str, recipe, f"Defaults of the parts below: {', '.join(training.RECIPES)}."),
+            "data": Option("data", str | list[str] | None, None, ""),
+            "val_data": Option(
+                "val_data", str | list[str] | None, None, "Folder of held-out images; a fraction if none."
+            ),
+            "image_size": IMAGE_SIZE,
+            "epochs": declared["epochs"],
+            "patience": declared["patience"],
+            "seed": declared["seed"],
+            "metrics": names._replace(help="What is computed on held-out images, with commas."),
+            "monitor": declared["monitor"],
+            "loggers": Option("loggers", Sequence[str], [], f"With commas: {', '.join(training.LOGGERS)}."),
+        },
+    )
+
+
+def _without_data(sections: Sequence[Section]) -> list[Section]:
+    """Without the data, which stands on the command line without a name."""
+    return [
+        section._replace(options={name: option for name, option in section.options.items() if name != "data"})
+        for section in sections
+    ]
+
+
+def _train(tree: Tree, *, resume: bool) -> None:
+    from transfervae import training
+
+    for name in ("config", "resume", "recipe"):
+        tree.pop(name)
+    out, asked = Path(tree.pop("out")), tree.pop("print_config")
+    if asked:
+        screen.print(
+            yaml.safe_dump(plain(tree), sort_keys=False), end="", markup=False, highlight=False, soft_wrap=True
+        )
+        return
+    model: Tree = {
+        name: tree.pop(name) for name in ("backbone", "image_size", "head", "decoder", "prior") if name in tree
     }
+    data = tree.pop("data")
     console = screen if training.is_first_process() else Console(quiet=True)
-    if resume:
-        options = training.resumed_options(out, given(context, chosen))
-        engine = replace(training.read_engine(out), **given(context, engine_chosen))
-    else:
-        engine = training.EngineOptions(**engine_chosen)
-        options = training.TrainOptions(**chosen)
     try:
-        result = training.train(options, out, engine=engine, resume=resume, console=console)
+        result = training.train(model, _one_or_all(data), out=out, resume=resume, console=console, **tree)
     except KeyboardInterrupt:
         if (out / "config.json").exists():
             say(f"To go on from the last full epoch: transfervae train --resume --out {shlex.quote(str(out))}", console)
@@ -190,96 +179,51 @@ def train(
         _print_result(result, out)
 
 
-@app.command()
-def cache(
-    data: Data = None,
-    out: Annotated[Path, typer.Option(help="The cache's folder.")] = Path("features"),
-    verify: Annotated[
-        bool, typer.Option("--verify", help="Compute nothing: compare the checksums of the cache in --out.")
-    ] = False,
-    image_size: ImageSize = "128",
-    flips: Annotated[
-        bool,
-        typer.Option(
-            "--flips", help="Store features of mirrored images too, for train --flips.", rich_help_panel=DATA_PANEL
-        ),
-    ] = False,
-    faces: Faces = 2000,
-    seed: Annotated[int, typer.Option(help="Of the drawn faces.", rich_help_panel=DATA_PANEL)] = 0,
-    skip_bad: SkipBad = False,
-    backbone: Backbone = "auto",
-    node: NodeNames = None,
-    fuse: Fuse = "concat",
-    grid: Grid = None,
-    norm: Norm = False,
-    weights: WeightsChoice = "default",
-    dtype: Annotated[
-        str,
-        typer.Option(help=f"What features are stored as: {', '.join(DTYPES)}.", rich_help_panel=LENGTH_PANEL),
-    ] = "float16",
-    batch_size: BatchSize = 16,
-    accelerator: Accelerator = "auto",
-    devices: Devices = "auto",
-    num_nodes: NumNodes = 1,
-    strategy: Strategy = "auto",
-    precision: Precision = "auto",
-    memory_format: MemoryFormat = "auto",
-    workers: Workers = None,
-) -> None:
-    """Compute a backbone's features of images once, for any number of trainings.
-
-    A build that was interrupted goes on where it stopped when the same command is given again.
-
-    Example: transfervae cache photos --backbone vgg19 --out features    then: transfervae train photos --cache features
-    """
+def _cache(tree: Tree) -> None:
     from transfervae import training
+    from transfervae.progress import progress_bar
 
-    if verify:
-        with _bar("checking") as progress:
+    out = tree["out"]
+    if tree["verify"]:
+        with progress_bar(screen, "checking") as progress:
             FeatureCache(out).verify(progress)
         say(f"all files in {out} are as they were written")
         return
-    options = training.TrainOptions(
-        data=data,
-        backbone=backbone,
-        node=parse_node(node),
-        fuse=fuse,
-        grid=parse_grid(grid),
-        norm=norm,
-        weights=parse_weights(weights),
-        image_size=parse_size(image_size),
-        faces=faces,
-        flips=flips,
-        batch_size=batch_size,
-        skip_bad=skip_bad,
-        seed=seed,
-    )
-    engine = training.EngineOptions(
-        accelerator=accelerator,
-        devices=parse_devices(devices),
-        num_nodes=num_nodes,
-        strategy=strategy,
-        precision=precision,
-        memory_format=memory_format,
-        workers=workers,
-    )
     console = screen if training.is_first_process() else Console(quiet=True)
+    names = ("image_size", "dtype", "seed", "dataset", "engine")
+    options: dict[str, Any] = {name: tree[name] for name in names}
     try:
-        built = training.cache_features(options, out, dtype=dtype, engine=engine, console=console)
+        built = training.cache_features(tree["backbone"], _one_or_all(tree["data"]), out, console=console, **options)
     except KeyboardInterrupt:
         say("To go on where it stopped, give the same command again.", console)
         raise typer.Exit(INTERRUPTED) from None
     say(
-        f"{len(built)} images and their features are in {out}; to train on them: transfervae train … --cache {out}",
+        f"{len(built)} images and their features are in {out}; to train on them: transfervae train …"
+        f" --engine.cache {out}",
         console,
     )
 
 
-@contextmanager
-def _bar(what: str) -> Iterator[Any]:
-    with Progress(console=screen, transient=True, disable=not screen.is_terminal) as progress:
-        task = progress.add_task(what, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+def _one_or_all(data: str | list[str] | None) -> str | list[str] | None:
+    return data[0] if isinstance(data, list) and len(data) == 1 else data
+
+
+def _read_run(out: Path) -> Tree:
+    """The options of the run in a folder.
+
+    Raises:
+        RunFolderError: If there is no run, or one that only its program can continue.
+    """
+    from transfervae.training.run_folder import RunFolder
+
+    config = RunFolder(out).read_config()
+    own = [entry for entry in json.dumps(config).split('"') if entry.startswith("own:")]
+    if own:
+        raise RunFolderError(
+            f"The run in {str(out)!r} has parts of your own ({', '.join(name.removeprefix('own:') for name in own)});"
+            " resume it from Python, with train(..., resume=True)."
+        )
+    return config
 
 
 def _print_result(result: Any, out: Path) -> None:
@@ -287,10 +231,10 @@ def _print_result(result: Any, out: Path) -> None:
     table = Table(title=f"Held-out images, epoch {int(best['epoch'])} (the best)", title_justify="left")
     table.add_column("figure")
     table.add_column("value", justify="right")
-    table.add_row("RMSE", f"{best['val/rmse']:.4f}")
+    for name, value in best.items():
+        if name.startswith("val/") and "/" not in name.removeprefix("val/") and name != "val/loss":
+            table.add_row(*_figure(name.removeprefix("val/"), value, math.prod(result.vae.latent_shape)))
     table.add_row("RMSE of the mean training image", f"{result.mean_image_rmse:.4f}")
-    table.add_row("KL (nats)", f"{best['val/kl']:.1f}")
-    table.add_row("active units", f"{int(best['val/active_units'])} of {math.prod(result.vae.latent_shape)}")
     screen.print(table)
     for name, what in (
         ("reconstructions.png", "held-out originals above reconstructions"),
@@ -300,3 +244,15 @@ def _print_result(result: Any, out: Path) -> None:
         ("model", "for TransferVAE.from_pretrained, and the other commands"),
     ):
         screen.print(f"{escape(str(out / name))}  [dim]{what}[/]", soft_wrap=True, highlight=False)
+
+
+def _figure(name: str, value: float, latent_size: int) -> tuple[str, str]:
+    """A metric's row, in the units that people know it by."""
+    shown = {
+        "rmse": ("RMSE", f"{value:.4f}"),
+        "psnr": ("PSNR (dB)", f"{value:.2f}"),
+        "ssim": ("SSIM", f"{value:.3f}"),
+        "kl": ("KL (nats)", f"{value:.1f}"),
+        "active_units": ("active units", f"{value:.0f} of {latent_size}"),
+    }
+    return shown.get(name, (name, f"{value:.4g}"))

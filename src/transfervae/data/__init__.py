@@ -1,8 +1,20 @@
-"""Images: from folders, and drawn."""
+"""Images: from folders, drawn, and from any other data set."""
 
+from transfervae.data.dataset import ImageDataset, ItemRecord, JoinedImages
 from transfervae.data.folder import ImageFolder
 from transfervae.data.image_file import read_image, read_pixels
-from transfervae.data.item_record import ItemRecord
+from transfervae.data.open import open_dataset
 from transfervae.data.toyfaces import ToyFace, ToyFaceFactors, ToyFaces
 
-__all__ = ["ImageFolder", "ItemRecord", "ToyFace", "ToyFaceFactors", "ToyFaces", "read_image", "read_pixels"]
+__all__ = [
+    "ImageDataset",
+    "ImageFolder",
+    "ItemRecord",
+    "JoinedImages",
+    "ToyFace",
+    "ToyFaceFactors",
+    "ToyFaces",
+    "open_dataset",
+    "read_image",
+    "read_pixels",
+]

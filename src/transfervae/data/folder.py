@@ -3,15 +3,15 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
-from torch.utils.data import Dataset
 
+from transfervae.data.dataset import ImageDataset, ItemRecord
 from transfervae.data.image_file import check_image_dtype, read_image, read_pixels
-from transfervae.data.item_record import ItemRecord
 from transfervae.errors import ImageFileError
 from transfervae.shapes import parse_image_size
 
@@ -21,7 +21,7 @@ SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 NAMED_BAD_FILES = 3
 
 
-class ImageFolder(Dataset[Tensor]):
+class ImageFolder(ImageDataset):
     """All images in a folder and its subfolders, in the order of their paths.
 
     Items are RGB `[3, h, w]`, float32 in [0, 1] or uint8; `read_pixels` says how files are read, scaled and cut.
@@ -63,6 +63,7 @@ class ImageFolder(Dataset[Tensor]):
         self.image_size = parse_image_size(image_size)
         self.dtype = dtype
         self._root = Path(root) if isinstance(root, str | os.PathLike) else None
+        self._roots = [self._root] if self._root is not None else [Path(part) for part in _listed(root)]
         self.paths = find_images(Path(root)) if isinstance(root, str | os.PathLike) else _find_all(root)
         if not self.paths:
             raise ImageFileError("No images were given.")
@@ -87,6 +88,31 @@ class ImageFolder(Dataset[Tensor]):
         """What kind of data set this is, in plain values; `describe_item` tells the items."""
         return {"kind": "folder", "items": len(self)}
 
+    @property
+    def classes(self) -> Sequence[str] | None:
+        """Names of the folders that the images are in, sorted; None if an image is in none, or all are in one."""
+        return self._classes
+
+    @cached_property
+    def _classes(self) -> Sequence[str] | None:
+        """Names of the folders that the images are in, sorted; None if an image is in none, or all are in one."""
+        folders = [self._folder_of(path) for path in self.paths]
+        names = sorted({name for name in folders if name is not None})
+        return names if None not in folders and len(names) > 1 else None
+
+    @property
+    def labels(self) -> Sequence[int] | None:
+        """The class of each image, by place in `classes`; None without classes."""
+        if self.classes is None:
+            return None
+        places = {name: place for place, name in enumerate(self.classes)}
+        return [places[str(self._folder_of(path))] for path in self.paths]
+
+    def name_of(self, index: int) -> str:
+        """Path of an item's file from the folder, or the whole path if several folders or files were given."""
+        path = self.paths[index]
+        return (path if self._root is None else path.relative_to(self._root)).as_posix()
+
     def describe_item(self, index: int) -> ItemRecord:
         """An item's name, size and time of change, without reading it.
 
@@ -105,8 +131,15 @@ class ImageFolder(Dataset[Tensor]):
             status = path.stat()
         except OSError as error:
             raise ImageFileError(f"There is no image {str(path)!r} any more: {error.strerror}.") from error
-        name = path if self._root is None else path.relative_to(self._root)
-        return ItemRecord(name.as_posix(), status.st_size, status.st_mtime_ns)
+        return ItemRecord(self.name_of(index), status.st_size, status.st_mtime_ns)
+
+    def _folder_of(self, path: Path) -> str | None:
+        """The first folder on the way from the root to a file."""
+        for root in self._roots:
+            if path.is_relative_to(root):
+                parts = path.relative_to(root).parts
+                return parts[0] if len(parts) > 1 else None
+        return None
 
 
 def find_images(root: Path) -> list[Path]:
@@ -124,6 +157,10 @@ def find_images(root: Path) -> list[Path]:
         state = "holds no images" if any(root.iterdir()) else "is empty"
         raise ImageFileError(f"The folder {str(root)!r} {state}; images are files named *{', *'.join(SUFFIXES)}.")
     return sorted(paths)
+
+
+def _listed(root: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> Sequence[str | os.PathLike[str]]:
+    return [root] if isinstance(root, str | os.PathLike) else root
 
 
 def _find_all(roots: Sequence[str | os.PathLike[str]]) -> list[Path]:
@@ -169,5 +206,5 @@ def _find_bad(paths: list[Path], size: tuple[int, int], progress: Callable[[int,
 def _bad_message(bad: dict[Path, str]) -> str:
     reasons = list(bad.values())
     rest = f" And {len(bad) - NAMED_BAD_FILES} more." if len(bad) > NAMED_BAD_FILES else ""
-    advice = "Mend or remove them, or skip bad files (skip_bad=True, --skip-bad)."
+    advice = "Mend or remove them, or skip bad files (skip_bad=True, --skip-bad; of runs --dataset.skip-bad)."
     return f"{' '.join(reasons[:NAMED_BAD_FILES])}{rest} {advice}"

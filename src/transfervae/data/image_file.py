@@ -91,6 +91,12 @@ def to_pixels(image: Image.Image) -> UInt8[Tensor, "3 h w"]:
     return torch.frombuffer(planes, dtype=torch.uint8).view(3, image.height, image.width)
 
 
+def fit_image(image: Image.Image, image_size: tuple[int, int] | None) -> Image.Image:
+    """A Pillow image in RGB, scaled and centre-cut to a (height, width) as files are; its own size if None."""
+    rgb = _to_rgb(image)
+    return rgb if image_size is None else _fit(rgb, rgb.size, (image_size[1], image_size[0]))
+
+
 def check_image_dtype(dtype: torch.dtype) -> None:
     """Check that images can be had in a type.
 

@@ -12,10 +12,9 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageDraw
 from torch import Tensor
-from torch.utils.data import Dataset
 
+from transfervae.data.dataset import ImageDataset, ItemRecord
 from transfervae.data.image_file import check_image_dtype, to_tensor
-from transfervae.data.item_record import ItemRecord
 from transfervae.shapes import check_positive, check_seed, parse_image_size
 
 Point: TypeAlias = tuple[float, float]
@@ -128,7 +127,7 @@ class ToyFace(NamedTuple):
     masks: dict[str, Bool[Tensor, "h w"]]
 
 
-class ToyFaces(Dataset[Tensor]):
+class ToyFaces(ImageDataset):
     """Drawn faces, the same for the same (seed, index) on every machine.
 
     Items are RGB `[3, h, w]`, float32 in [0, 1] or uint8.
@@ -180,6 +179,10 @@ class ToyFaces(Dataset[Tensor]):
     def identity(self) -> dict[str, object]:
         """What the faces are drawn from, in plain values."""
         return {"kind": "toyfaces", "count": self.count, "image_size": list(self.image_size), "seed": self.seed}
+
+    def name_of(self, index: int) -> str:
+        """Name of a face, counted from 0."""
+        return f"face {self._place(index)}"
 
     def describe_item(self, index: int) -> ItemRecord:
         """The name of a face, counted from 0; there is no file.

@@ -1,7 +1,6 @@
 """Decoder builders: trainable maps from a latent to an image in [0, 1], for any latent and any image size."""
 
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 from torch import nn
@@ -15,6 +14,7 @@ from transfervae.decoders.convolutional import (
 )
 from transfervae.decoders.kl import KLDecoder, kl_decoder
 from transfervae.decoders.vit import ViTDecoder, vit_decoder
+from transfervae.options import PartTable
 
 __all__ = [
     "DECODERS",
@@ -35,19 +35,18 @@ __all__ = [
 class DecoderBuilder(Protocol):
     """How decoders are made: `resize_decoder` and its siblings."""
 
-    def __call__(
-        self, latent_shape: Sequence[int], image_size: int | Sequence[int], *, width: int | None = ...
-    ) -> nn.Module:
-        """Build a decoder: a module with `latent_shape`, `image_size` and `config`; `width` None is its default."""
+    def __call__(self, latent_shape: Sequence[int], image_size: int | Sequence[int]) -> nn.Module:
+        """Build a decoder: a module with `latent_shape` and `image_size`; options are keyword-only."""
 
 
-DECODERS: Mapping[str, DecoderBuilder] = MappingProxyType(
+DECODERS = PartTable(
+    "decoder",
     {
         "resize": resize_decoder,
         "transpose": transpose_decoder,
         "pixelshuffle": pixelshuffle_decoder,
         "vit": vit_decoder,
         "kl": kl_decoder,
-    }
+    },
 )
-"""Decoder builders by name."""
+"""Decoder builders by name; each takes the latents' shape and the image size, and its options by keyword."""

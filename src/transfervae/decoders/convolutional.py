@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from transfervae.decoders.grids import Size, check_latents, grid_sizes, make_resize, make_stem, parse_latent_shape
 from transfervae.errors import InvalidOptionError
+from transfervae.options import records_options
 from transfervae.shapes import Images, Latents, check_positive, parse_image_size
 
 NARROWEST_STAGE = 16
@@ -29,9 +30,7 @@ class Decoder(nn.Module):
         stages: One module an upsampling.
     """
 
-    def __init__(
-        self, kind: str, latent_shape: Sequence[int], image_size: Size, width: int | None, make_upsample: MakeUpsample
-    ) -> None:
+    def __init__(self, latent_shape: Sequence[int], image_size: Size, width: int, make_upsample: MakeUpsample) -> None:
         """Assemble a decoder; users call a builder instead.
 
         Raises:
@@ -39,10 +38,8 @@ class Decoder(nn.Module):
             InvalidOptionError: If `width` is no positive multiple of 8.
         """
         super().__init__()
-        width = DEFAULT_WIDTH if width is None else width
         self.latent_shape = parse_latent_shape(latent_shape)
         self.image_size = image_size
-        self.kind = kind
         self.width = width
         check_positive(width=width)
         if width % GROUP_CHANNELS:
@@ -56,16 +53,6 @@ class Decoder(nn.Module):
             for before, after, size in zip(channels, channels[1:], sizes[1:], strict=False)
         )
         self.to_rgb = nn.Conv2d(channels[-1], 3, kernel_size=3, padding=1)
-
-    @property
-    def config(self) -> dict[str, object]:
-        """What `DECODERS` needs to build this decoder again: plain values."""
-        return {
-            "kind": self.kind,
-            "latent_shape": list(self.latent_shape),
-            "image_size": list(self.image_size),
-            "width": self.width,
-        }
 
     def forward(self, latent: Latents) -> Images:
         """Map latents to images.
@@ -105,15 +92,16 @@ class CropTo(nn.Module):
         return grid[..., :height, :width]
 
 
+@records_options
 def resize_decoder(
-    latent_shape: Sequence[int], image_size: int | Sequence[int], *, width: int | None = None
+    latent_shape: Sequence[int], image_size: int | Sequence[int], *, width: int = DEFAULT_WIDTH
 ) -> Decoder:
     """Build a decoder of nearest-neighbour upsampling and 3x3 convolution, which leaves no checkerboard (Odena 2016).
 
     Args:
         latent_shape: (d,) for vectors, (c, h, w) for maps.
         image_size: Height and width of the images, or one number; any size, odd and non-square included.
-        width: Channels at the smallest grid, a multiple of 8; 128 if None.
+        width: Channels at the smallest grid, a multiple of 8.
 
     Returns:
         The decoder: latents to images in [0, 1].
@@ -123,18 +111,19 @@ def resize_decoder(
         ImageSizeError: If `image_size` is not one or two positive numbers.
         InvalidOptionError: If `width` is no positive multiple of 8.
     """
-    return Decoder("resize", latent_shape, parse_image_size(image_size), width, make_resize)
+    return Decoder(latent_shape, parse_image_size(image_size), width, make_resize)
 
 
+@records_options
 def transpose_decoder(
-    latent_shape: Sequence[int], image_size: int | Sequence[int], *, width: int | None = None
+    latent_shape: Sequence[int], image_size: int | Sequence[int], *, width: int = DEFAULT_WIDTH
 ) -> Decoder:
     """Build a decoder of transposed convolutions, kernel 4 and stride 2: the kernel is a multiple of the stride.
 
     Args:
         latent_shape: (d,) for vectors, (c, h, w) for maps.
         image_size: Height and width of the images, or one number; any size, odd and non-square included.
-        width: Channels at the smallest grid, a multiple of 8; 128 if None.
+        width: Channels at the smallest grid, a multiple of 8.
 
     Returns:
         The decoder: latents to images in [0, 1].
@@ -144,18 +133,19 @@ def transpose_decoder(
         ImageSizeError: If `image_size` is not one or two positive numbers.
         InvalidOptionError: If `width` is no positive multiple of 8.
     """
-    return Decoder("transpose", latent_shape, parse_image_size(image_size), width, _transpose)
+    return Decoder(latent_shape, parse_image_size(image_size), width, _transpose)
 
 
+@records_options
 def pixelshuffle_decoder(
-    latent_shape: Sequence[int], image_size: int | Sequence[int], *, width: int | None = None
+    latent_shape: Sequence[int], image_size: int | Sequence[int], *, width: int = DEFAULT_WIDTH
 ) -> Decoder:
     """Build a decoder of sub-pixel convolutions (Shi et al. 2016), started without checkerboard (Aitken et al. 2017).
 
     Args:
         latent_shape: (d,) for vectors, (c, h, w) for maps.
         image_size: Height and width of the images, or one number; any size, odd and non-square included.
-        width: Channels at the smallest grid, a multiple of 8; 128 if None.
+        width: Channels at the smallest grid, a multiple of 8.
 
     Returns:
         The decoder: latents to images in [0, 1].
@@ -165,7 +155,7 @@ def pixelshuffle_decoder(
         ImageSizeError: If `image_size` is not one or two positive numbers.
         InvalidOptionError: If `width` is no positive multiple of 8.
     """
-    return Decoder("pixelshuffle", latent_shape, parse_image_size(image_size), width, _pixelshuffle)
+    return Decoder(latent_shape, parse_image_size(image_size), width, _pixelshuffle)
 
 
 def _transpose(before: int, after: int, size: Size) -> nn.Module:

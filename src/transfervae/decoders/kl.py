@@ -17,8 +17,8 @@ from transfervae.decoders.grids import (
     parse_latent_shape,
 )
 from transfervae.errors import InvalidOptionError
-from transfervae.gaussian import at_least_float32
-from transfervae.shapes import Images, Latents, check_positive, parse_image_size
+from transfervae.options import records_options
+from transfervae.shapes import Images, Latents, at_least_float32, check_positive, parse_image_size
 
 DEFAULT_WIDTH = 128
 LARGEST_MULTIPLE = 4
@@ -28,11 +28,12 @@ FEWEST_GROUP_CHANNELS = 4
 EPSILON = 1e-6
 
 
+@records_options
 def kl_decoder(
     latent_shape: Sequence[int],
     image_size: int | Sequence[int],
     *,
-    width: int | Sequence[int] | None = None,
+    width: int | Sequence[int] = DEFAULT_WIDTH,
     resnets_per_block: int = 3,
     norm_groups: int | None = None,
     attention: bool = True,
@@ -45,8 +46,8 @@ def kl_decoder(
     Args:
         latent_shape: (c, h, w) for maps, (d,) for vectors.
         image_size: Height and width of the images, or one number; any size, odd and non-square included.
-        width: Channels at the image's own grid, a multiple of 8; coarser grids have 2, 4, 4, ... times as many. 128 if
-            None. Or the channels of every grid, the image's first; their number then fixes how often the grid doubles.
+        width: Channels at the image's own grid, a multiple of 8; coarser grids have 2, 4, 4, ... times as many.
+            Or the channels of every grid, the image's first; their number then fixes how often the grid doubles.
         resnets_per_block: Residual blocks at each grid.
         norm_groups: Groups of every normalisation; if None, up to 32 of at least 4 channels.
         attention: Whether positions of the first grid attend to each other.
@@ -63,7 +64,7 @@ def kl_decoder(
     return KLDecoder(
         latent_shape,
         parse_image_size(image_size),
-        width=DEFAULT_WIDTH if width is None else width,
+        width=width,
         resnets_per_block=resnets_per_block,
         norm_groups=norm_groups,
         attention=attention,
@@ -82,6 +83,7 @@ class KLDecoder(nn.Module):
     Attributes:
         latent_shape: (d,) or (c, h, w).
         image_size: (height, width) of the images.
+        resnets_per_block: Residual blocks at each grid.
         grids: (height, width) from the first grid to the image's.
     """
 
@@ -107,16 +109,7 @@ class KLDecoder(nn.Module):
         _check_width(width, norm_groups)
         self.latent_shape = parse_latent_shape(latent_shape)
         self.image_size = image_size
-        self.config: dict[str, object] = {
-            "kind": "kl",
-            "latent_shape": list(self.latent_shape),
-            "image_size": list(image_size),
-            "width": width if isinstance(width, int) else list(width),
-            "resnets_per_block": resnets_per_block,
-            "norm_groups": norm_groups,
-            "attention": attention,
-            "post_quant_conv": post_quant_conv,
-        }
+        self.resnets_per_block = resnets_per_block
         self.grids = _grids(self.latent_shape, image_size, width)
         widths = _coarsest_first(width, len(self.grids))
         has_post_quant = post_quant_conv and len(self.latent_shape) == 3

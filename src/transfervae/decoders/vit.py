@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from transfervae.decoders.bounds import clamp_to_unit
 from transfervae.errors import InvalidOptionError, ShapeError, UnknownNameError
+from transfervae.options import records_options
 from transfervae.shapes import Images, Latents, check_positive, parse_image_size
 
 Size: TypeAlias = tuple[int, int]
@@ -40,13 +41,13 @@ class Architecture(NamedTuple):
         width: Channels of a token.
         mlp_width: Channels inside a block's perceptron.
         heads: Attention heads.
-        layers: Blocks.
+        depth: Blocks.
     """
 
     width: int
     mlp_width: int
     heads: int
-    layers: int
+    depth: int
 
 
 SIZES: Mapping[str, Architecture] = MappingProxyType(
@@ -111,7 +112,7 @@ class ViTDecoder(nn.Module):
         tokens_at_once = math.prod(self.grid) if len(self.latent_shape) == 1 else 1
         self.embed = nn.Linear(self.latent_shape[0], tokens_at_once * width)
         self.class_token = nn.Parameter(torch.empty(1, 1, width))
-        self.blocks = nn.ModuleList(Block(architecture) for _ in range(architecture.layers))
+        self.blocks = nn.ModuleList(Block(architecture) for _ in range(architecture.depth))
         self.norm = nn.LayerNorm(width, eps=NORM_EPSILON)
         self.predict = nn.Linear(width, 3 * math.prod(self.patch))
         # What follows from the configuration is not stored in checkpoints.
@@ -119,19 +120,6 @@ class ViTDecoder(nn.Module):
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
         self._initialise()
-
-    @property
-    def config(self) -> dict[str, object]:
-        """What `DECODERS` needs to build this decoder again: plain values."""
-        return {
-            "kind": "vit",
-            "latent_shape": list(self.latent_shape),
-            "image_size": list(self.image_size),
-            **self.architecture._asdict(),
-            "positions": self.positions,
-            "mean": self.mean.flatten().tolist(),
-            "std": self.std.flatten().tolist(),
-        }
 
     def forward(self, latent: Latents) -> Images:
         """Map latents to images.
@@ -218,13 +206,14 @@ class Block(nn.Module):
         return attended
 
 
+@records_options
 def vit_decoder(
     latent_shape: Sequence[int],
     image_size: int | Sequence[int],
     *,
     size: str = "s",
     width: int | None = None,
-    layers: int | None = None,
+    depth: int | None = None,
     heads: int | None = None,
     mlp_width: int | None = None,
     positions: str = "rae",
@@ -239,7 +228,7 @@ def vit_decoder(
         image_size: Height and width of the images, or one number; any size, odd and non-square included.
         size: "s" (384 wide, 12 layers), "b" (768, 12), "l" (1024, 24) or "xl" (1152, 28).
         width: Channels of a token, a multiple of 4; that of `size` if None.
-        layers: Blocks; those of `size` if None.
+        depth: Transformer blocks; those of `size` if None.
         heads: Attention heads, a divisor of the width; those of `size` if None, or with a width of one's own the
             fewest that are at most 64 channels wide.
         mlp_width: Channels inside a block's perceptron; those of `size` if None, or with a width of one's own four
@@ -265,7 +254,7 @@ def vit_decoder(
         raise UnknownNameError("convention of positions", positions, POSITIONS)
     if len(mean) != 3 or len(std) != 3:
         raise InvalidOptionError(f"mean and std must be three numbers each, got {tuple(mean)} and {tuple(std)}.")
-    architecture = _architecture(SIZES[size], width, layers, heads, mlp_width)
+    architecture = _architecture(SIZES[size], width, depth, heads, mlp_width)
     return ViTDecoder(latent_shape, parse_image_size(image_size), architecture, positions=positions, mean=mean, std=std)
 
 
@@ -302,17 +291,17 @@ def _waves(angles: Tensor) -> Tensor:
 
 
 def _architecture(
-    base: Architecture, width: int | None, layers: int | None, heads: int | None, mlp_width: int | None
+    base: Architecture, width: int | None, depth: int | None, heads: int | None, mlp_width: int | None
 ) -> Architecture:
     """The named architecture with what was overridden."""
     if width not in (None, base.width):
         check_positive(width=width)
-        base = Architecture(width, 4 * width, _fewest_heads(width), base.layers)
+        base = Architecture(width, 4 * width, _fewest_heads(width), base.depth)
     chosen = Architecture(
         base.width,
         base.mlp_width if mlp_width is None else mlp_width,
         base.heads if heads is None else heads,
-        base.layers if layers is None else layers,
+        base.depth if depth is None else depth,
     )
     check_positive(**chosen._asdict())
     if chosen.width % 4:

@@ -7,18 +7,20 @@ from einops import rearrange
 from torch import nn
 
 from transfervae.errors import ShapeError
-from transfervae.gaussian import DiagonalGaussian, at_least_float32
-from transfervae.heads.checks import check_feature_shape
-from transfervae.heads.moments import (
+from transfervae.heads._shared import (
     apply_linear,
     bound_logvar,
+    check_feature_shape,
     full_precision,
     initialise_moments,
     vector_kl_per_dimension,
 )
-from transfervae.shapes import Features, check_positive
+from transfervae.options import records_options
+from transfervae.posteriors import DiagonalGaussian
+from transfervae.shapes import Features, at_least_float32, check_positive
 
 
+@records_options
 class GaussianHead(nn.Module):
     """Flatten, normalise, and map to mean and log-variance by two parallel linear layers.
 
@@ -38,7 +40,7 @@ class GaussianHead(nn.Module):
         latent_dim: Length of the latent vector.
     """
 
-    def __init__(self, feature_shape: Sequence[int], latent_dim: int = 128) -> None:
+    def __init__(self, feature_shape: Sequence[int], *, latent_dim: int = 128) -> None:
         """Make a head.
 
         Args:
@@ -57,25 +59,6 @@ class GaussianHead(nn.Module):
         self.mean = nn.Linear(features, latent_dim)
         self.logvar = nn.Linear(features, latent_dim)
         initialise_moments(self.mean, self.logvar, vector_kl_per_dimension(latent_dim))
-
-    @classmethod
-    def for_features(cls, feature_shape: Sequence[int], latent_dim: int | None = None) -> "GaussianHead":
-        """Make a head for features of one shape.
-
-        Args:
-            feature_shape: (c, h, w), as `FrozenBackbone.feature_shape` gives it.
-            latent_dim: Length of the latent vector; 128 if None.
-
-        Raises:
-            ShapeError: If `feature_shape` has not three axes of at least 1.
-            InvalidOptionError: If `latent_dim` is below 1.
-        """
-        return cls(feature_shape) if latent_dim is None else cls(feature_shape, latent_dim)
-
-    @property
-    def config(self) -> dict[str, object]:
-        """What `HEADS` needs to build this head again: plain values."""
-        return {"kind": "gaussian", "feature_shape": list(self.feature_shape), "latent_dim": self.latent_dim}
 
     def latent_shape_for(self, feature_shape: Sequence[int]) -> tuple[int, ...]:
         """Shape of a latent for features of one shape: (latent_dim,).

@@ -8,21 +8,24 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from transfervae.gaussian import DiagonalGaussian, at_least_float32
-from transfervae.heads.checks import check_channels, check_feature_shape
-from transfervae.heads.moments import (
+from transfervae.heads._shared import (
     apply_linear,
     bound_logvar,
+    check_channels,
+    check_feature_shape,
     full_precision,
     initialise_moments,
     vector_kl_per_dimension,
 )
-from transfervae.shapes import Features, check_positive
+from transfervae.options import records_options
+from transfervae.posteriors import DiagonalGaussian
+from transfervae.shapes import Features, at_least_float32, check_positive
 
 PLACE_FREQUENCIES = 4
 """Cosines along each axis that a query's preference for places is made of."""
 
 
+@records_options
 class PooledGaussianHead(nn.Module):
     """Pool the grid by attention with several learned queries, then map to mean and log-variance by two linear layers.
 
@@ -41,19 +44,21 @@ class PooledGaussianHead(nn.Module):
         queries: Number of queries.
     """
 
-    def __init__(self, in_channels: int, latent_dim: int = 128, *, queries: int = 16) -> None:
+    def __init__(self, feature_shape: Sequence[int], *, latent_dim: int = 128, queries: int = 16) -> None:
         """Make a head.
 
         Args:
-            in_channels: Channels of the features, at least 1.
+            feature_shape: (c, h, w), as `FrozenBackbone.feature_shape` gives it; the head takes any grid of c channels.
             latent_dim: Length of the latent vector, at least 1.
-            queries: Number of queries, at least 1; the two linear layers have `queries * in_channels` inputs.
+            queries: Number of queries, at least 1; the two linear layers have `queries * c` inputs.
 
         Raises:
-            InvalidOptionError: If one is below 1.
+            ShapeError: If `feature_shape` has not three axes of at least 1.
+            InvalidOptionError: If an option is below 1.
         """
         super().__init__()
-        check_positive(in_channels=in_channels, latent_dim=latent_dim, queries=queries)
+        in_channels, _, _ = check_feature_shape(feature_shape)
+        check_positive(latent_dim=latent_dim, queries=queries)
         self.in_channels = in_channels
         self.latent_dim = latent_dim
         self.queries = queries
@@ -63,31 +68,6 @@ class PooledGaussianHead(nn.Module):
         self.mean = nn.Linear(queries * in_channels, latent_dim)
         self.logvar = nn.Linear(queries * in_channels, latent_dim)
         initialise_moments(self.mean, self.logvar, vector_kl_per_dimension(latent_dim))
-
-    @classmethod
-    def for_features(cls, feature_shape: Sequence[int], latent_dim: int | None = None) -> "PooledGaussianHead":
-        """Make a head for features of one shape.
-
-        Args:
-            feature_shape: (c, h, w), as `FrozenBackbone.feature_shape` gives it.
-            latent_dim: Length of the latent vector; 128 if None.
-
-        Raises:
-            ShapeError: If `feature_shape` has not three axes of at least 1.
-            InvalidOptionError: If `latent_dim` is below 1.
-        """
-        channels, _, _ = check_feature_shape(feature_shape)
-        return cls(channels) if latent_dim is None else cls(channels, latent_dim)
-
-    @property
-    def config(self) -> dict[str, object]:
-        """What `HEADS` needs to build this head again: plain values."""
-        return {
-            "kind": "pooled",
-            "in_channels": self.in_channels,
-            "latent_dim": self.latent_dim,
-            "queries": self.queries,
-        }
 
     def latent_shape_for(self, feature_shape: Sequence[int]) -> tuple[int, ...]:
         """Shape of a latent for features of one shape: (latent_dim,).

@@ -4,15 +4,23 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from transfervae.gaussian import DiagonalGaussian, at_least_float32
-from transfervae.heads.checks import check_channels, check_feature_shape
-from transfervae.heads.moments import apply_linear, bound_logvar, full_precision, initialise_moments
-from transfervae.shapes import Features, check_positive
+from transfervae.heads._shared import (
+    apply_linear,
+    bound_logvar,
+    check_channels,
+    check_feature_shape,
+    full_precision,
+    initialise_moments,
+)
+from transfervae.options import records_options
+from transfervae.posteriors import DiagonalGaussian
+from transfervae.shapes import Features, at_least_float32, check_positive
 
 INITIAL_KL_PER_DIMENSION = 0.01
 """Expected KL at the first step, in nats a latent dimension."""
 
 
+@records_options
 class SpatialGaussianHead(nn.Module):
     """Normalise, and map to mean and log-variance of a latent map by two parallel 1x1 convolutions.
 
@@ -27,55 +35,37 @@ class SpatialGaussianHead(nn.Module):
 
     Attributes:
         in_channels: Channels of the features.
-        latent_channels: Channels of the latent map.
+        latent_dim: Channels of the latent map.
     """
 
-    def __init__(self, in_channels: int, latent_channels: int = 16) -> None:
+    def __init__(self, feature_shape: Sequence[int], *, latent_dim: int = 16) -> None:
         """Make a head.
 
         Args:
-            in_channels: Channels of the features, at least 1.
-            latent_channels: Channels of the latent map, at least 1.
-
-        Raises:
-            InvalidOptionError: If one is below 1.
-        """
-        super().__init__()
-        check_positive(in_channels=in_channels, latent_channels=latent_channels)
-        self.in_channels = in_channels
-        self.latent_channels = latent_channels
-        self.mean = nn.Conv2d(in_channels, latent_channels, kernel_size=1)
-        self.logvar = nn.Conv2d(in_channels, latent_channels, kernel_size=1)
-        initialise_moments(self.mean, self.logvar, INITIAL_KL_PER_DIMENSION)
-
-    @classmethod
-    def for_features(cls, feature_shape: Sequence[int], latent_dim: int | None = None) -> "SpatialGaussianHead":
-        """Make a head for features of one shape.
-
-        Args:
-            feature_shape: (c, h, w), as `FrozenBackbone.feature_shape` gives it.
-            latent_dim: Channels of the latent map; 16 if None.
+            feature_shape: (c, h, w), as `FrozenBackbone.feature_shape` gives it; the head takes any grid of c channels.
+            latent_dim: Channels of the latent map, at least 1.
 
         Raises:
             ShapeError: If `feature_shape` has not three axes of at least 1.
             InvalidOptionError: If `latent_dim` is below 1.
         """
-        channels, _, _ = check_feature_shape(feature_shape)
-        return cls(channels) if latent_dim is None else cls(channels, latent_dim)
-
-    @property
-    def config(self) -> dict[str, object]:
-        """What `HEADS` needs to build this head again: plain values."""
-        return {"kind": "spatial", "in_channels": self.in_channels, "latent_channels": self.latent_channels}
+        super().__init__()
+        in_channels, _, _ = check_feature_shape(feature_shape)
+        check_positive(latent_dim=latent_dim)
+        self.in_channels = in_channels
+        self.latent_dim = latent_dim
+        self.mean = nn.Conv2d(in_channels, latent_dim, kernel_size=1)
+        self.logvar = nn.Conv2d(in_channels, latent_dim, kernel_size=1)
+        initialise_moments(self.mean, self.logvar, INITIAL_KL_PER_DIMENSION)
 
     def latent_shape_for(self, feature_shape: Sequence[int]) -> tuple[int, ...]:
-        """Shape of a latent for features of one shape: (latent_channels, h, w).
+        """Shape of a latent for features of one shape: (latent_dim, h, w).
 
         Raises:
             ShapeError: If the features have another number of channels than the head was built for.
         """
         _, height, width = check_channels(self.in_channels, feature_shape)
-        return self.latent_channels, height, width
+        return self.latent_dim, height, width
 
     def forward(self, features: Features) -> DiagonalGaussian:
         """Map features to the posterior.
@@ -84,7 +74,7 @@ class SpatialGaussianHead(nn.Module):
             features: `[b, in_channels, h, w]`, any grid, floating dtype and scale.
 
         Returns:
-            The posterior of latents `[b, latent_channels, h, w]`, in float32 (float64 for float64 features).
+            The posterior of latents `[b, latent_dim, h, w]`, in float32 (float64 for float64 features).
 
         Raises:
             ShapeError: If the features have another number of channels than the head was built for.

@@ -6,11 +6,11 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from transfervae.backbones.renaming import load_theirs
+from transfervae.backbones.pretrained import PretrainedSource, read_pretrained
+from transfervae.backbones.state_dict_names import load_theirs
 from transfervae.decoders import KLDecoder, kl_decoder
 from transfervae.decoders.grids import halved_sizes
 from transfervae.errors import CheckpointError, TransferVAEError
-from transfervae.interop.source import PretrainedSource, read_pretrained
 from transfervae.scaling import LatentScaling
 from transfervae.shapes import parse_image_size
 
@@ -54,7 +54,11 @@ class DiffusersKLDecoder(NamedTuple):
 
 
 def load_diffusers_kl_decoder(
-    source: PretrainedSource, *, image_size: int | Sequence[int], subfolder: str = ""
+    source: PretrainedSource,
+    *,
+    image_size: int | Sequence[int],
+    subfolder: str = "",
+    revision: str | None = None,
 ) -> DiffusersKLDecoder:
     """Load the decoder of an `AutoencoderKL` that diffusers saved.
 
@@ -63,6 +67,7 @@ def load_diffusers_kl_decoder(
         image_size: Height and width of the images to decode, or one number. The latents are that size halved once for
             every block but the first, rounded up.
         subfolder: Where in the folder or repository it is: "vae" in a whole pipeline.
+        revision: Branch, tag or commit on the Hub; its main branch if None.
 
     Returns:
         The decoder, in evaluation mode, on the CPU, in float32; and the latents' scaling from the configuration's
@@ -75,7 +80,7 @@ def load_diffusers_kl_decoder(
         ImageSizeError: If `image_size` is not one or two positive numbers.
     """
     size = parse_image_size(image_size)
-    config, state = read_pretrained(source, subfolder=subfolder)
+    config, state = read_pretrained(source, subfolder=subfolder, revision=revision)
     config = {**DEFAULTS, **config}
     _check_supported(config)
     decoder = _build(config, size)
@@ -137,7 +142,7 @@ def _renamed_modules(decoder: KLDecoder) -> Iterator[tuple[str, str]]:
     for ours, theirs in (("norm", "group_norm"), ("query", "to_q"), ("key", "to_k"), ("value", "to_v")):
         yield f"middle.1.{ours}", f"{ATTENTION}.{theirs}"
     yield "middle.1.out", f"{ATTENTION}.to_out.0"
-    resnets = decoder.config["resnets_per_block"]
+    resnets = decoder.resnets_per_block
     for i in range(len(decoder.blocks)):
         yield f"blocks.{i}.{resnets}.1", f"decoder.up_blocks.{i}.upsamplers.0.conv"
         yield f"blocks.{i}", f"decoder.up_blocks.{i}.resnets"

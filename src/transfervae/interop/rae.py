@@ -3,15 +3,21 @@
 import math
 import os
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
-from transfervae.backbones.rae import CONFIG_FILE, RAEConfig, build_rae_encoder, normalisation
-from transfervae.backbones.renaming import Names, load_theirs, with_ends
+from transfervae.backbones.pretrained import (
+    CONFIG_FILE,
+    PretrainedSource,
+    cached_file,
+    parse_hub_name,
+    read_pretrained,
+)
+from transfervae.backbones.rae import RAEConfig, build_rae_encoder, normalisation
+from transfervae.backbones.state_dict_names import Names, load_theirs, with_ends
 from transfervae.backbones.weights import describe_misfits, read_weights
 from transfervae.decoders.vit import (
     IMAGENET_MEAN,
@@ -23,7 +29,6 @@ from transfervae.decoders.vit import (
 )
 from transfervae.errors import CheckpointError, ImageSizeError, InvalidOptionError, WeightsMismatchError
 from transfervae.heads import DeterministicHead
-from transfervae.interop.source import PretrainedSource, read_pretrained
 from transfervae.model import TransferVAE
 from transfervae.scaling import EPSILON, LatentScaling
 from transfervae.shapes import parse_image_size
@@ -61,6 +66,7 @@ def load_diffusers_rae(
     image_size: int | Sequence[int] | None = None,
     positions: str = "diffusers",
     subfolder: str = "",
+    revision: str | None = None,
 ) -> TransferVAE:
     """Load an `AutoencoderRAE` that diffusers saved, encoder and all.
 
@@ -75,6 +81,7 @@ def load_diffusers_rae(
         positions: Coordinates of the decoder's positions, as in `vit_decoder`: "diffusers" computes what diffusers
             does; "rae" what the original code does, for decoders that it trained at other than 16x16 tokens.
         subfolder: Where in the folder or repository it is.
+        revision: Branch, tag or commit on the Hub; its main branch if None.
 
     Returns:
         The model, in evaluation mode, on the CPU, in float32. Its head adds the configuration's noise in training; its
@@ -87,10 +94,10 @@ def load_diffusers_rae(
         ImageSizeError: If the encoder cannot take the image size.
         UnknownNameError: For another convention of positions.
     """
-    pretrained = read_pretrained(source, subfolder=subfolder)
+    pretrained = read_pretrained(source, subfolder=subfolder, revision=revision)
     config, state = RAEConfig.parse(pretrained.config), pretrained.state
     _check_names(state)
-    backbone = build_rae_encoder(config, state, weights=_folder_of(source, subfolder))
+    backbone = build_rae_encoder(config, state, weights=_folder_of(source, subfolder, revision))
     size = parse_image_size(config.side if image_size is None else image_size)
     latent_shape = backbone.feature_shape(size)
     mean, std = normalisation(config, state)
@@ -98,7 +105,7 @@ def load_diffusers_rae(
         latent_shape,
         size,
         width=config.decoder_hidden_size,
-        layers=config.decoder_num_hidden_layers,
+        depth=config.decoder_num_hidden_layers,
         heads=config.decoder_num_attention_heads,
         mlp_width=config.decoder_intermediate_size,
         positions=positions,
@@ -108,7 +115,7 @@ def load_diffusers_rae(
     names = decoder_names(config.decoder_num_hidden_layers, DIFFUSERS_PROJECTIONS, DIFFUSERS_OUT)
     _load_decoder(decoder, _under(state, "decoder."), names)
     scaling = _scaling(config, state, latent_shape)
-    return TransferVAE(backbone, DeterministicHead(config.noise_tau), decoder, scaling=scaling).eval()
+    return TransferVAE(backbone, DeterministicHead(latent_shape, tau=config.noise_tau), decoder, scaling=scaling).eval()
 
 
 def load_rae_checkpoint(
@@ -155,7 +162,7 @@ def load_rae_checkpoint(
         (channels, size[0] // patch, size[1] // patch),
         size,
         width=width,
-        layers=layers,
+        depth=layers,
         heads=_known_heads(width) if heads is None else heads,
         mlp_width=mlp_width,
         positions=positions,
@@ -219,15 +226,15 @@ def _check_names(state: State) -> None:
         raise WeightsMismatchError(describe_misfits("AutoencoderRAE", foreign))
 
 
-def _folder_of(source: PretrainedSource, subfolder: str) -> str | None:
+def _folder_of(source: PretrainedSource, subfolder: str, revision: str | None) -> str | None:
     """Where `create_backbone` finds the encoder again."""
     if isinstance(source, tuple):
         return None
     if Path(source).is_dir():
         return str((Path(source) / subfolder).absolute())
-    file = f"{subfolder}/{CONFIG_FILE}" if subfolder else CONFIG_FILE
-    cached = import_module("huggingface_hub").try_to_load_from_cache(source, file)
-    return str(Path(cached).parent)
+    repository = parse_hub_name(source, subfolder=subfolder, revision=revision)
+    cached = None if repository is None else cached_file(repository, CONFIG_FILE)
+    return None if cached is None else str(cached.parent)
 
 
 def _scaling(config: RAEConfig, state: State, latent_shape: Shape) -> LatentScaling | None:

@@ -10,13 +10,14 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu
 
 from transfervae.backbones.frozen import FrozenBackbone
-from transfervae.backbones.rae import CONFIG_FILE, HEAD_WIDTH, KINDS, MODEL_CLASS, WEIGHTS_FILES, Kind, RAEEncoder
-from transfervae.backbones.rae_names import LAYOUTS, Layout, encoder_names
-from transfervae.backbones.renaming import Names, to_theirs
+from transfervae.backbones.pretrained import CONFIG_FILE, WEIGHTS_FILES
+from transfervae.backbones.rae import HEAD_WIDTH, KINDS, MODEL_CLASS, Kind, RAEEncoder
+from transfervae.backbones.rae.names import NAME_MAPS, NameMap, encoder_names
+from transfervae.backbones.state_dict_names import Names, to_theirs
 from transfervae.backbones.timm import StageFeatures
-from transfervae.checkpoint import write_atomically, write_json
 from transfervae.decoders.vit import REFERENCE_GRID, ViTDecoder
 from transfervae.errors import InvalidOptionError, UnknownNameError, UnsupportedBackboneError
+from transfervae.files import write_atomically, write_json
 from transfervae.heads import DeterministicHead
 from transfervae.interop.rae import DIFFUSERS_OUT, DIFFUSERS_PROJECTIONS, decoder_names
 from transfervae.model import TransferVAE
@@ -69,13 +70,13 @@ def to_diffusers_rae(vae: TransferVAE, folder: str | os.PathLike[str], *, transf
     """
     decoder = _decoder_of(vae)
     encoder = _encoder_of(vae.backbone, decoder.grid[0])
-    if transformers not in LAYOUTS[encoder.type]:
-        raise UnknownNameError("major version of transformers", transformers, LAYOUTS[encoder.type])
-    layout = LAYOUTS[encoder.type][transformers]
-    names = encoder_names(layout, encoder.depth)
-    _check_complete(encoder, names, vae.backbone.source.name)
+    if transformers not in NAME_MAPS[encoder.type]:
+        raise UnknownNameError("major version of transformers", transformers, NAME_MAPS[encoder.type])
+    name_map = NAME_MAPS[encoder.type][transformers]
+    names = encoder_names(name_map, encoder.depth)
+    _check_complete(encoder, names, vae.backbone.provenance.name)
     mean, std = _statistics(vae, encoder)
-    state = to_theirs(encoder.state, names) | _unused(encoder, layout)
+    state = to_theirs(encoder.state, names) | _unused(encoder, name_map)
     tensors = {f"encoder.{name}": value for name, value in state.items()}
     tensors |= {f"decoder.{name}": value for name, value in _decoder_state(decoder, encoder, vae.backbone).items()}
     tensors |= {"encoder_mean": vae.backbone.mean, "encoder_std": vae.backbone.std}
@@ -114,10 +115,10 @@ def _decoder_of(vae: TransferVAE) -> ViTDecoder:
 
 def _encoder_of(backbone: FrozenBackbone, cells: int) -> Encoder:
     network = backbone.network
-    if isinstance(network, (RAEEncoder, StageFeatures)) and network.reading.grid is None:
+    if isinstance(network, (RAEEncoder, StageFeatures)) and network.spec.grid is None:
         return _own_encoder(network) if isinstance(network, RAEEncoder) else _timm_encoder(backbone, network, cells)
     raise UnsupportedBackboneError(
-        f"{MODEL_CLASS} of diffusers has no encoder for {backbone.source.name} as it is read here, only for vision"
+        f"{MODEL_CLASS} of diffusers has no encoder for {backbone.provenance.name} as it is read here, only for vision"
         f" transformers of the types {', '.join(KINDS)}."
     )
 
@@ -137,10 +138,10 @@ def _own_encoder(network: RAEEncoder) -> Encoder:
 def _timm_encoder(backbone: FrozenBackbone, network: StageFeatures, cells: int) -> Encoder:
     """A vision transformer of timm, if one of diffusers' encoders computes the same."""
     vit: Any = network.network
-    cannot = f"{MODEL_CLASS} of diffusers has no encoder that computes what {backbone.source.name} does:"
+    cannot = f"{MODEL_CLASS} of diffusers has no encoder that computes what {backbone.provenance.name} does:"
     if type(vit).__name__ != "VisionTransformer":
         raise UnsupportedBackboneError(f"{cannot} it is a {type(vit).__name__}, not a plain VisionTransformer.")
-    if not network.reading.norm or not isinstance(vit.norm, nn.LayerNorm) or len(network.stages) != 1:
+    if not network.spec.norm or not isinstance(vit.norm, nn.LayerNorm) or len(network.stages) != 1:
         raise UnsupportedBackboneError(f"{cannot} it must be read at one block, with norm=True.")
     name = next((name for name, kind in KINDS.items() if _is_of(vit, kind)), None)
     if name is None:
@@ -195,7 +196,7 @@ def _decoder_state(decoder: ViTDecoder, encoder: Encoder, backbone: FrozenBackbo
     shift = ((decoder.mean - backbone.mean) / backbone.std).cpu().flatten().repeat(pixels)
     own["predict.weight"] = own["predict.weight"] * scale[:, None]
     own["predict.bias"] = own["predict.bias"] * scale + shift
-    return to_theirs(own, decoder_names(decoder.architecture.layers, DIFFUSERS_PROJECTIONS, DIFFUSERS_OUT))
+    return to_theirs(own, decoder_names(decoder.architecture.depth, DIFFUSERS_PROJECTIONS, DIFFUSERS_OUT))
 
 
 def _statistics(vae: TransferVAE, encoder: Encoder) -> tuple[Tensor | None, Tensor | None]:
@@ -211,13 +212,13 @@ def _statistics(vae: TransferVAE, encoder: Encoder) -> tuple[Tensor | None, Tens
     return (vae.scaling.mean.cpu() - bias) / weight, vae.scaling.std.cpu() / weight - EPSILON
 
 
-def _unused(encoder: Encoder, layout: Layout) -> dict[str, Tensor]:
+def _unused(encoder: Encoder, name_map: NameMap) -> dict[str, Tensor]:
     """What the features do not depend on, but what diffusers wants to find: zeros."""
-    if not layout.unused:
+    if not name_map.unused:
         return {}
     width = encoder.state["vit.patch_embed.proj.bias"].numel()
     inner = encoder.state["vit.blocks.0.mlp.fc1.bias"].numel()
-    (start,) = layout.unused
+    (start,) = name_map.unused
     if encoder.type == "dinov2":
         return {start: torch.zeros(1, width)}
     shapes: dict[str, tuple[int, ...]] = {
@@ -246,7 +247,7 @@ def _config(vae: TransferVAE, decoder: ViTDecoder, encoder: Encoder) -> dict[str
         "encoder_patch_size": encoder.patch,
         "encoder_num_hidden_layers": encoder.depth,
         "decoder_hidden_size": architecture.width,
-        "decoder_num_hidden_layers": architecture.layers,
+        "decoder_num_hidden_layers": architecture.depth,
         "decoder_num_attention_heads": architecture.heads,
         "decoder_intermediate_size": architecture.mlp_width,
         "patch_size": decoder.patch[0],

@@ -12,16 +12,15 @@ from typing import Any
 import pytorch_lightning as pl
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.distributed import all_gather_object, get_world_size, is_available, is_initialized
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from transfervae.backbones import FrozenBackbone
 from transfervae.cache import DTYPES, CacheBuilder, FeatureCache, Manifest
-from transfervae.cache.builder import SPARE_BYTES, delete_cache, in_words
+from transfervae.cache.builder import SPARE_BYTES, delete_cache, format_bytes
+from transfervae.cache.dataset import CacheableData, RowPixels, pixel_loader
 from transfervae.cache.manifest import MANIFEST_FILE
-from transfervae.cache.source import CacheableData, RowPixels, pixel_loader
 from transfervae.errors import (
     CacheError,
     CacheInUseError,
@@ -33,18 +32,17 @@ from transfervae.errors import (
 )
 from transfervae.execution import PRECISIONS, Execution
 from transfervae.model import TransferVAE
+from transfervae.progress import make_progress
 from transfervae.training.engine import is_first_process, make_trainer, quiet_engine, run_interruptibly
 from transfervae.training.images import RunImages
-from transfervae.training.options import EngineOptions, TrainOptions
-from transfervae.training.run_folder import RunFolder
+from transfervae.training.options import EngineOptions
 
-OFF = "off"
 RUN_FILES = 11
 """A run writes so many times its parameters: two checkpoints and one aside, each with two moments, and the model."""
 
 
 def open_cache(
-    folder: str | os.PathLike[str], options: TrainOptions, images: RunImages, vae: TransferVAE, console: Console
+    folder: str | os.PathLike[str], images: RunImages, backbone: FrozenBackbone, console: Console
 ) -> FeatureCache:
     """Open a cache that a run is to read.
 
@@ -58,8 +56,8 @@ def open_cache(
             "Images that pass through a transform have no features in a cache; leave the transform or the cache out."
         )
     cache = FeatureCache(folder)
-    cache.check(vae.backbone, images.dataset if is_first_process() else None)
-    if options.flips:
+    cache.check(backbone, images.dataset if is_first_process() else None)
+    if images.flips:
         cache.check_flips()
     if is_first_process():
         what = f"{cache.manifest.dtype}, computed in {cache.manifest.computed_in}"
@@ -69,11 +67,11 @@ def open_cache(
 
 def keep_features(
     engine: EngineOptions,
-    options: TrainOptions,
     images: RunImages,
     vae: TransferVAE,
-    folder: RunFolder,
+    folder: Path,
     *,
+    epochs: int,
     execution: Execution,
     is_resumed: bool,
     world_size: int,
@@ -88,14 +86,14 @@ def keep_features(
         FeatureValueError: If features are not finite, of several processes that are not all there yet.
         FileWriteError: If the disk is too small or full, likewise.
     """
-    reason = _reason_against(options, images)
+    reason = _reason_against(epochs, images)
     build = partial(
         build_cache,
         vae.backbone,
         images.dataset,
-        folder.features,
-        flips=options.flips,
-        batch_size=options.batch_size,
+        folder,
+        flips=images.flips,
+        batch_size=images.batch_size,
         execution=execution,
         engine=engine,
         workers=images.workers,
@@ -104,14 +102,14 @@ def keep_features(
     )
     if reason is None:
         try:
-            return build() if is_resumed else _replacing(build, folder.features)
+            return build() if is_resumed else _replacing(build, folder)
         except (FeatureValueError, FileWriteError) as error:
             if world_size > 1 and not is_initialized():
                 raise  # the processes to come would build, and wait for this one
             reason = str(error)
             if is_first_process():
                 with suppress(FileWriteError):
-                    delete_cache(folder.features)
+                    delete_cache(folder)
     if is_first_process():
         console.print(f"features are computed in every epoch: {escape(reason)}", soft_wrap=True, highlight=False)
     return None
@@ -142,7 +140,7 @@ def build_cache(
         dtype: "float16" or "bfloat16".
         flips: Store the features of mirrored images too.
         batch_size: Images that the backbone gets at once.
-        execution: Precision and memory layout; float32 and contiguous if None.
+        execution: Precision and memory memory_format; float32 and contiguous if None.
         engine: Devices and so on.
         workers: Processes that read images.
         spare: Bytes to be left free on the disk.
@@ -159,18 +157,18 @@ def build_cache(
         FileWriteError: If the disk is too small or full; what was written before is kept.
     """
     console = console or Console(quiet=True)
-    way = _as_begun(Path(folder), execution or Execution())
+    execution = _as_begun(Path(folder), execution or Execution())
     display = _Display(console)
     # The precision is ours alone: what the engine would do on top of it, the cache could not tell.
     trainer = make_trainer(replace(engine or EngineOptions(), precision="32-true"), [display])
     builder = CacheBuilder(
-        backbone.to(memory_format=way.memory_format),
+        backbone.to(memory_format=execution.torch_memory_format),
         dataset,
         Path(folder),
         dtype=DTYPES[dtype],
         flips=flips,
         batch_size=batch_size,
-        autocast=way.dtype,
+        autocast=execution.dtype,
         ranks=trainer.world_size,
         spare=spare,
     )
@@ -187,15 +185,15 @@ def build_cache(
         module = _FeatureModule(builder, backbone)
         data = _BuildData(builder, dataset, workers)
         run_interruptibly(trainer, lambda: trainer.predict(module, datamodule=data, return_predictions=False))
-        _together(module.conclude)
+        _on_all_ranks(module.conclude)
         if is_first_process():
-            _together(builder.finish)
+            _on_all_ranks(builder.finish)
         else:
-            _together(lambda: None)
+            _on_all_ranks(lambda: None)
     return FeatureCache(folder)
 
 
-def _together(act: Callable[[], object]) -> None:
+def _on_all_ranks(act: Callable[[], object]) -> None:
     """Do something on every process; what goes wrong on one is raised on all: none goes on, or waits, without it."""
     failures: list[TransferVAEError | None] = [None]
     try:
@@ -221,7 +219,7 @@ class _FeatureModule(pl.LightningModule):
 
     @override
     def setup(self, stage: str) -> None:
-        _together(self._builder.check_disk)  # here all processes come by, also those that find nothing to do
+        _on_all_ranks(self._builder.check_disk)  # here all processes come by, also those that find nothing to do
 
     @override
     def predict_step(self, batch: RowPixels) -> None:
@@ -262,19 +260,15 @@ class _Display(pl.Callback):
         self._console = console
         self._began = 0.0
         self._done = 0
-        columns = (TextColumn("{task.description}"), BarColumn(bar_width=30), MofNCompleteColumn())
-        rate = TextColumn("{task.fields[rate]}")
-        self._progress = Progress(
-            *columns, TimeRemainingColumn(), rate, console=console, transient=True, disable=not console.is_terminal
-        )
-        self._task = self._progress.add_task("features", rate="", visible=False)
+        self._progress = make_progress(console)
+        self._task = self._progress.add_task("features", figures="", visible=False)
 
     @override
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero:
             self._began = time.monotonic()
             self._progress.start()
-            self._progress.reset(self._task, total=int(trainer.num_predict_batches[0]), visible=True, rate="")
+            self._progress.reset(self._task, total=int(trainer.num_predict_batches[0]), visible=True, figures="")
 
     @override
     def on_predict_batch_end(
@@ -288,7 +282,7 @@ class _Display(pl.Callback):
     ) -> None:
         self._done += len(batch.pixels) * trainer.world_size
         if trainer.is_global_zero:
-            self._progress.update(self._task, completed=batch_idx + 1, rate=f"{self._speed():.0f} images/s")
+            self._progress.update(self._task, completed=batch_idx + 1, figures=f"{self._speed():.0f} images/s")
 
     @override
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -320,26 +314,26 @@ def _replacing(build: Callable[[], FeatureCache], folder: Path) -> FeatureCache:
 def _announce(builder: CacheBuilder, dataset: CacheableData, console: Console) -> None:
     needed, free = builder.disk
     total = len(dataset) * builder.manifest.row_bytes
-    rest = "" if needed == total else f" of {in_words(total)}"
+    rest = "" if needed == total else f" of {format_bytes(total)}"
     console.print(
-        f"features of {len(dataset)} images go to {escape(str(builder.folder))}: {in_words(needed)}{rest} to write,"
-        f" {in_words(free)} free",
+        f"features of {len(dataset)} images go to {escape(str(builder.folder))}: {format_bytes(needed)}{rest} to write,"
+        f" {format_bytes(free)} free",
         soft_wrap=True,
         highlight=False,
     )
 
 
-def _as_begun(folder: Path, way: Execution) -> Execution:
+def _as_begun(folder: Path, execution: Execution) -> Execution:
     """The precision that a build in this folder began in; features of two precisions are not mixed."""
     if not (folder / MANIFEST_FILE).exists():
-        return way
+        return execution
     begun = Manifest.read(folder).computed_in
-    return way._replace(precision=begun) if begun in PRECISIONS else way
+    return execution._replace(precision=begun) if begun in PRECISIONS else execution
 
 
-def _reason_against(options: TrainOptions, images: RunImages) -> str | None:
+def _reason_against(epochs: int, images: RunImages) -> str | None:
     if images.transform is not None:
         return "training images pass through a transform, and may be others in every epoch"
-    if options.epochs == 1:
+    if epochs == 1:
         return "there is only one"
     return None

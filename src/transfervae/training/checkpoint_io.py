@@ -9,8 +9,8 @@ from pytorch_lightning.plugins.io import CheckpointIO
 from torch import Tensor
 from typing_extensions import override
 
-from transfervae.checkpoint import read_tensors, write_tensors
 from transfervae.errors import CheckpointError
+from transfervae.files import read_tensors, write_tensors
 
 
 class SafetensorsIO(CheckpointIO):

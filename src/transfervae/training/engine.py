@@ -8,29 +8,47 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
 from transfervae.errors import InvalidOptionError
-from transfervae.training.options import OWN_PRECISIONS, EngineOptions
+from transfervae.training.options import AUTO, OWN_PRECISIONS, EngineOptions
 
 LIGHTNING_REMARKS = (
     r".*does not have many workers.*",
     r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
     r".*Checkpoint directory .* exists and is not empty.*",
     r".*Found \d+ module\(s\) in eval mode.*",
-    r".*recommended to use `self.log\('val/total', ..., sync_dist=True\)`.*",
+    r".*recommended to use `self.log\('.*', ..., sync_dist=True\)`.*",
     r".*``compute`` method of metric .* was called before the ``update`` method.*",
     r".*Total length of `DataLoader` across ranks is zero.*",
     r".*predict returned None if it was on purpose.*",
+    r".*is smaller than the logging interval.*",
 )
 """Remarks of the engine on what is so by design; nothing a user could act on."""
 
 
 def make_trainer(
-    engine: EngineOptions, callbacks: Sequence[pl.Callback], *, max_epochs: int = 1, plugins: Sequence[Any] = ()
+    engine: EngineOptions,
+    callbacks: Sequence[pl.Callback],
+    *,
+    max_epochs: int = 1,
+    plugins: Sequence[Any] = (),
+    loggers: Sequence[Logger] = (),
+    has_own_optimizers: bool = False,
 ) -> pl.Trainer:
     """Make a trainer that writes nothing of its own accord.
+
+    Args:
+        engine: The options.
+        callbacks: The callbacks.
+        max_epochs: Length of a run.
+        plugins: How checkpoints are written; none are if there is no plugin.
+        loggers: Where figures are logged.
+        has_own_optimizers: Whether terms have optimisers of their own, so that a backward pass leaves some parameters
+            out, which several processes have to be told.
 
     Raises:
         InvalidOptionError: If the engine cannot do what it is asked to.
@@ -38,15 +56,18 @@ def make_trainer(
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch"):
         logging.getLogger(name).setLevel(logging.ERROR)
     precision: Any = "32-true" if engine.precision in OWN_PRECISIONS else engine.precision
+    strategy = engine.strategy
+    if has_own_optimizers and strategy in {"ddp", AUTO} and _has_several(engine):
+        strategy = "ddp_find_unused_parameters_true"
     try:
         return pl.Trainer(
             accelerator=engine.accelerator,
             devices=engine.devices,
             num_nodes=engine.num_nodes,
-            strategy=engine.strategy,
+            strategy=strategy,
             precision=precision,
             max_epochs=max_epochs,
-            logger=False,
+            logger=list(loggers) or False,
             callbacks=list(callbacks),
             plugins=list(plugins),
             enable_checkpointing=bool(plugins),
@@ -57,6 +78,13 @@ def make_trainer(
         )
     except (ValueError, RuntimeError, TypeError, MisconfigurationException) as error:
         raise InvalidOptionError(f"The engine refuses these options: {' '.join(str(error).split())}") from error
+
+
+def _has_several(engine: EngineOptions) -> bool:
+    """Whether a run has several processes, or may have."""
+    if engine.num_nodes > 1 or (isinstance(engine.devices, int) and engine.devices > 1):
+        return True
+    return engine.devices == AUTO and engine.accelerator != "cpu" and torch.cuda.device_count() > 1
 
 
 @contextmanager

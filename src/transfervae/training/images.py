@@ -1,9 +1,10 @@
-"""The run's images: opened, split, and dealt out to processes; or, from a cache, with their features."""
+"""A run's images: split, and dealt out to processes; or, from a cache, with their features."""
 
+import copy
 import hashlib
+import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -13,10 +14,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from typing_extensions import override
 
 from transfervae.cache import CachedItem, FeatureCache, WindowSampler
-from transfervae.data import ImageFolder, ToyFaces
+from transfervae.data import ImageDataset, JoinedImages
 from transfervae.errors import InvalidOptionError
 from transfervae.shapes import Images, unit_images
-from transfervae.training.options import TrainOptions
 
 MAX_WORKERS = 8
 
@@ -25,68 +25,86 @@ Transform = Callable[[Tensor], Tensor]
 
 
 class RunImages(pl.LightningDataModule):
-    """Training and held-out images of a run.
+    """Training and validation images of a run.
 
     The split depends on the seed and the number of images alone; the order of an epoch on seed and epoch alone (and,
     for a cache that is larger than its window, on its shards).
 
     Attributes:
-        dataset: All images, 8 bits.
+        dataset: All images, 8 bits; with validation images of their own, these come last.
         training: Indices of those to learn from, ascending.
-        held_out: Indices of those kept out, ascending.
+        val: Indices of those held out, ascending.
         transform: What training images pass through.
+        batch_size: Images a step and process.
+        flips: Whether every other training image is mirrored.
+        workers: Processes that read images.
         cache: Where features are read, if anywhere.
     """
 
     def __init__(
         self,
-        options: TrainOptions,
+        dataset: ImageDataset,
         *,
+        val: float | ImageDataset = 0.1,
+        batch_size: int = 16,
+        seed: int = 0,
+        flips: bool = False,
         workers: int | None = None,
         transform: Transform | None = None,
-        verify: bool = True,
-        progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        """Open and split the images.
+        """Split a data set.
 
         Args:
-            options: What is learned.
+            dataset: From `open_dataset`.
+            val: Fraction of the images that is held out, or held-out images.
+            batch_size: Images a step and process.
+            seed: Of the split and the order.
+            flips: Mirror every other training image, drawn anew in every epoch.
             workers: Processes that read images; chosen by the number of cores if None.
             transform: What training images pass through whenever they are read.
-            verify: Read every file now; without need where a cache holds the images. Files to skip are found so.
-            progress: Called with (files read, files in all) while a folder is checked.
 
         Raises:
-            ImageFileError: If the folder is missing or empty, or holds files that cannot be read.
             InvalidOptionError: If there are fewer than two images, so that none can be held out.
         """
         super().__init__()
-        self.dataset = open_images(options, progress, verify=verify or options.skip_bad)
         self.workers = min(MAX_WORKERS, (os.cpu_count() or 1) // 2) if workers is None else workers
         self.transform = transform
+        self.batch_size = batch_size
+        self.flips = flips
         self.cache: FeatureCache | None = None
-        self._options = options
-        count = len(self.dataset)
+        self._seed = seed
+        count = len(dataset)
+        if not isinstance(val, float | int):
+            self.dataset: ImageDataset = JoinedImages(dataset, val)
+            self.training, self.val = list(range(count)), list(range(count, count + len(val)))
+            return
         if count < 2:
             raise InvalidOptionError(f"Training needs at least 2 images, one of them held out; there is {count}.")
-        kept_out = min(count - 1, max(1, round(count * options.held_out)))
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(options.seed)).tolist()
-        self.held_out: list[int] = sorted(order[:kept_out])
-        self.training: list[int] = sorted(order[kept_out:])
+        self.dataset = dataset
+        kept_out = min(count - 1, max(1, round(count * val)))
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
+        self.val = sorted(order[:kept_out])
+        self.training = sorted(order[kept_out:])
+
+    def with_cache(self, cache: FeatureCache) -> "RunImages":
+        """The same images and split, with features from a cache."""
+        cached = copy.copy(self)
+        cached.cache = cache
+        return cached
 
     @property
-    def bad(self) -> Mapping[Path, str]:
-        """Files that were skipped because they cannot be read, with the reason."""
-        return self.dataset.bad if isinstance(self.dataset, ImageFolder) else {}
-
-    @property
-    def identity(self) -> dict[str, object]:
-        """What tells this set of images from another: their number, and a hash over the files' names."""
+    def images_id(self) -> dict[str, object]:
+        """What tells this set of images from another: their number, and a hash over their names or content."""
         digest = hashlib.sha256()
-        if isinstance(self.dataset, ImageFolder):
-            for path in self.dataset.paths:
-                digest.update(os.fsencode(path.relative_to(self._options.data or "")) + b"\n")
-        return {"images": len(self.dataset), "names": digest.hexdigest()}
+        if hasattr(self.dataset, "describe_item"):
+            for index in range(len(self.dataset)):
+                digest.update(os.fsencode(self.dataset.name_of(index)) + b"\n")
+        identity = json.dumps(dict(self.dataset.identity), sort_keys=True)
+        return {"images": len(self.dataset), "names": digest.hexdigest(), "data": json.loads(identity)}
+
+    def val_names(self) -> list[str]:
+        """Names of the held-out images: paths within a folder, or places in a data set."""
+        return [self.dataset.name_of(index) for index in self.val]
 
     def check_ranks(self, world_size: int) -> None:
         """Make sure that every process gets a held-out image.
@@ -94,9 +112,9 @@ class RunImages(pl.LightningDataModule):
         Raises:
             InvalidOptionError: If there are fewer than processes.
         """
-        if len(self.held_out) < world_size:
+        if len(self.val) < world_size:
             raise InvalidOptionError(
-                f"{world_size} processes need as many held-out images, there are {len(self.held_out)};"
+                f"{world_size} processes need as many held-out images, there are {len(self.val)};"
                 " hold out more, or use fewer devices."
             )
 
@@ -107,12 +125,12 @@ class RunImages(pl.LightningDataModule):
             epochs: Any = self.trainer.fit_loop.epoch_progress.current
             sampler.set_epoch(epochs.processed)
         source = self.cache or _LiveImages(self.dataset, self.transform)
-        return self._loader(source, sampler, drop_last=len(sampler) >= self._options.batch_size)
+        return self._loader(source, sampler, drop_last=len(sampler) >= self.batch_size)
 
     @override
     def val_dataloader(self) -> DataLoader[Any]:
         rank, world = self._world()
-        return self._loader(self._source(), self.held_out[rank::world])
+        return self._loader(self._source(), self.val[rank::world])
 
     def batches(self, indices: Sequence[int]) -> Iterator[Images]:
         """Some of the images in batches, in order."""
@@ -121,11 +139,11 @@ class RunImages(pl.LightningDataModule):
 
     def examples(self, count: int) -> Images:
         """The first held-out images, `[count, 3, h, w]`, or as many as there are."""
-        return unit_images(torch.stack([self.dataset[i] for i in self.held_out[:count]]))
+        return unit_images(torch.stack([self.dataset[i] for i in self.val[:count]]))
 
     def _sampler(self) -> WindowSampler:
         rank, world = self._world()
-        seed, flips = self._options.seed, self._options.flips
+        seed, flips = self._seed, self.flips
         if self.cache is None:
             return WindowSampler(self.training, rank=rank, world=world, seed=seed, flips=flips)
         return self.cache.sampler(self.training, rank=rank, world=world, seed=seed, flips=flips)
@@ -142,7 +160,7 @@ class RunImages(pl.LightningDataModule):
     ) -> DataLoader[Any]:
         return DataLoader(
             source,
-            batch_size=self._options.batch_size,
+            batch_size=self.batch_size,
             sampler=order,
             drop_last=drop_last,
             num_workers=self.workers,
@@ -154,7 +172,7 @@ class RunImages(pl.LightningDataModule):
 class _LiveImages(Dataset[Tensor]):
     """Images as they are read, mirrored where the order says so, and passed through a transform."""
 
-    def __init__(self, images: Dataset[Tensor], transform: Transform | None) -> None:
+    def __init__(self, images: ImageDataset, transform: Transform | None) -> None:
         self._images = images
         self._transform = transform
 
@@ -170,23 +188,3 @@ def _checked(changed: object, image: Tensor) -> Tensor:
         given = list(changed.shape) if isinstance(changed, Tensor) else type(changed).__name__
         raise InvalidOptionError(f"The transform must give a tensor {list(image.shape)}, as it was given, got {given}.")
     return changed
-
-
-def open_images(
-    options: TrainOptions, progress: Callable[[int, int], None] | None = None, *, verify: bool = True
-) -> ImageFolder | ToyFaces:
-    """The images of a run in 8 bits: its folder, or the embedded faces.
-
-    Raises:
-        ImageFileError: If the folder is missing or empty, or holds files that cannot be read.
-    """
-    if options.data is None:
-        return ToyFaces(options.faces, options.image_size, seed=options.seed, dtype=torch.uint8)
-    return ImageFolder(
-        options.data,
-        options.image_size,
-        dtype=torch.uint8,
-        verify=verify,
-        skip_bad=options.skip_bad,
-        progress=progress,
-    )

@@ -1,55 +1,66 @@
 """The training step, for PyTorch Lightning."""
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor
+from pytorch_lightning.core.optimizer import LightningOptimizer
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, MetricCollection
 from typing_extensions import override
 
 from transfervae.cache import CachedItem
-from transfervae.errors import DivergedError
-from transfervae.evaluation import HeldOutMetrics
+from transfervae.errors import CheckpointError, DivergedError
 from transfervae.execution import Execution
-from transfervae.losses import ElboTerms, elbo
 from transfervae.model import TransferVAE, VAEOutput
-from transfervae.schedules import Schedule
+from transfervae.objectives import Objective, ObjectiveValue
 from transfervae.shapes import Images, unit_images
-from transfervae.training.options import TrainOptions
+from transfervae.training.ema import WeightAverage
+from transfervae.training.options import OptimizerOptions
 
 SEED_STRIDE = 1_000_003
 
-
 FUSED = ("cpu", "cuda")
 """Where Adam can change all parameters in one pass over memory."""
+
+OBJECTIVE_PREFIX = "objective."
+AVERAGE_PREFIX = "average."
+OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
 Batch = Tensor | CachedItem
 """Images, 8 bits or floating point in [0, 1], or images in 8 bits with the backbone's features of them."""
 
 
 class VAEModule(pl.LightningModule):
-    """Trains head and decoder of a model on images, or on images with their cached features.
+    """Trains head, decoder and the objective's terms on images, or on images with their cached features.
 
     Every epoch draws its noise from (seed, epoch, process), so that a run that resumes at an epoch's start goes on as
     if it had never stopped. Checkpoints hold no weights of the backbone.
 
+    The optimisers are stepped here rather than by the engine, so that a term with an optimiser of its own fits in: the
+    model's step comes first, then each such term's, on the same batch.
+
     Attributes:
         vae: The model.
-        options: What is learned.
-        execution: Precision and memory layout.
-        beta: Weight of the KL at the last step.
+        objective: What is minimised.
+        metrics: What is computed on held-out images.
+        optimizer: Options of the model's optimiser.
+        execution: Precision and memory format.
+        weights: The terms' weights at the last step.
     """
 
     def __init__(
         self,
         vae: TransferVAE,
-        options: TrainOptions,
+        objective: Objective,
+        metrics: MetricCollection,
         *,
+        optimizer: OptimizerOptions | None = None,
+        seed: int = 0,
         execution: Execution | None = None,
         compiled: bool = False,
     ) -> None:
@@ -57,67 +68,109 @@ class VAEModule(pl.LightningModule):
 
         Args:
             vae: The model; its head and decoder are trained in place.
-            options: What is learned.
-            execution: Precision and memory layout; as the trainer and the model have them if None.
+            objective: What is minimised.
+            metrics: What is computed on held-out images; updated with (`VAEOutput`, images).
+            optimizer: Options of the model's optimiser.
+            seed: Of the noise.
+            execution: Precision and memory format; as the trainer and the model have them if None.
             compiled: Run the model through `torch.compile`. Noise then comes from torch's global random state, which
                 is seeded at each epoch's start.
         """
         super().__init__()
-        self.vae = vae if execution is None else vae.to(memory_format=execution.memory_format)
-        self.options = options
+        self.automatic_optimization = False
+        self.vae = vae if execution is None else vae.to(memory_format=execution.torch_memory_format)
+        self.objective = objective
+        self.metrics = metrics
+        self.optimizer = optimizer or OptimizerOptions()
         self.execution = execution or Execution()
+        self.weights = objective.final_weights()
+        self._seed = seed
         self._compiled = compiled
         self._forward: dict[str, Callable[..., VAEOutput]] = {
             "images": torch.compile(vae.forward) if compiled else vae.forward,
             "features": torch.compile(vae.forward_from_features) if compiled else vae.forward_from_features,
         }
-        self.beta = options.target_beta
-        self.terms = torch.nn.ModuleDict({name: MeanMetric(nan_strategy="disable") for name in ElboTerms._fields})
-        self.held_out_terms = torch.nn.ModuleDict(
-            {name: MeanMetric(nan_strategy="disable") for name in ElboTerms._fields}
-        )
-        self.held_out = HeldOutMetrics(math.prod(vae.latent_shape))
+        self._train_means = _means_of(objective)
+        self._val_means = _means_of(objective)
+        self._own_terms = objective.terms_with_optimizer()
         self._generator: torch.Generator | None = None
-        self._schedule: Schedule = options.schedule(1)
+        ema = self.optimizer.ema
+        self._average = None if ema is None else WeightAverage(self.vae.trainable_parameters(), ema)
 
     @override
-    def training_step(self, batch: Batch, index: int) -> Tensor:
-        """One step: forward, objective, and its terms noted without waiting for the device."""
-        self.beta = self._schedule(self.global_step)
+    def training_step(self, batch: Batch, index: int) -> None:
+        """One step: forward, objective, backward; and its terms noted without waiting for the device."""
+        batches = int(self.trainer.num_training_batches)
+        step = self.current_epoch * batches + index
+        self.weights = self.objective.weights_at(step, batches)
+        for term in self._own_terms.values():
+            term.requires_grad_(requires_grad=False)  # the model's step is not to leave gradients there
         output, images = self._run(batch)
-        terms = self._objective(output, images, self.beta)
-        self._note(self.terms, terms, len(images))
-        return terms.total
+        value = self._objective_of(output, images, self.weights)
+        self._note(self._train_means, value, len(images))
+        self.manual_backward(value.total / self.optimizer.accumulate)
+        if (index + 1) % self.optimizer.accumulate == 0 or index + 1 == batches:
+            self._step_model()
+        if self._own_terms:
+            self._step_terms(output, images)
+
+    @override
+    def on_validation_start(self) -> None:
+        """Evaluate the averaged weights, if there are such."""
+        self._restoring = self.evaluated_weights()
+        self._restoring.__enter__()
 
     @override
     def validation_step(self, batch: Batch, index: int) -> None:
-        """Note the objective, at its final beta, and the figures of one held-out batch."""
+        """Note the objective, at its final weights, and the metrics of one held-out batch."""
         output, images = self._run(batch)
-        self._note(self.held_out_terms, self._objective(output, images, self.options.target_beta), len(images))
-        self.held_out.update(output, images)
+        self._note(self._val_means, self._objective_of(output, images, None), len(images))
+        self.metrics.update(output, images)
 
     @override
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Adam (Kingma & Ba 2015) on head and decoder, its rate falling to 0 along a half cosine over all steps."""
-        fused = self.device.type in FUSED
-        optimizer = torch.optim.Adam(self.vae.trainable_parameters(), lr=self.options.learning_rate, fused=fused)
+    def on_validation_end(self) -> None:
+        """Go on with the raw weights."""
+        self._restoring.__exit__(None, None, None)
+
+    @override
+    def configure_optimizers(self) -> Any:
+        """The model's optimiser with its rate's schedule, and those of terms that have their own."""
+        options = self.optimizer
+        parameters = [*self.vae.trainable_parameters(), *self.objective.trainable_parameters()]
+        optimizer = OPTIMIZERS[options.name](
+            parameters,
+            lr=options.learning_rate,
+            betas=cast(tuple[float, float], options.betas),
+            weight_decay=options.weight_decay,
+            fused=self.device.type in FUSED,
+        )
         scheduler = LambdaLR(optimizer, lambda step: self._rate(step))  # noqa: PLW0108 - a method would be saved
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        own = [term.make_optimizer() for term in self._own_terms.values()]
+        return [optimizer, *own], [{"scheduler": scheduler, "interval": "step"}]
+
+    @override
+    def on_fit_start(self) -> None:
+        """Bring the averaged weights to the device."""
+        if self._average is not None:
+            self._average.move()
 
     @override
     def on_train_epoch_start(self) -> None:
         """Start the epoch's own noise."""
-        self._schedule = self.options.schedule(int(self.trainer.num_training_batches))
-        seed = (self.options.seed * SEED_STRIDE + self.current_epoch) * SEED_STRIDE + self.global_rank
+        seed = (self._seed + self.current_epoch) * SEED_STRIDE + self.global_rank
         if self._compiled:
             torch.manual_seed(seed % 2**63)
         else:
             self._generator = torch.Generator(self.device).manual_seed(seed % 2**63)
 
+    def evaluated_weights(self) -> AbstractContextManager[None]:
+        """A context in which the model has the weights that are evaluated and saved: the averaged ones, if any."""
+        return nullcontext() if self._average is None else self._average.in_place()
+
     def running_terms(self) -> dict[str, float]:
         """This process's mean of each term since the epoch began; waits for the device."""
-        sums = {name: metric for name, metric in _metrics(self.terms) if name != "total"}
-        return {name: (metric.mean_value / metric.weight).item() for name, metric in sums.items()}
+        sums = {name: metric for name, metric in _entries(self._train_means) if name.startswith("term/")}
+        return {name.removeprefix("term/"): (mean.mean_value / mean.weight).item() for name, mean in sums.items()}
 
     def epoch_figures(self) -> dict[str, float]:
         """The figures of the epoch that just ended, the same on every process; must be called on all of them.
@@ -125,10 +178,10 @@ class VAEModule(pl.LightningModule):
         Raises:
             DivergedError: If a figure is not finite.
         """
-        figures = {f"train/{name}": metric.compute().item() for name, metric in _metrics(self.terms)}
-        figures |= {f"val/{name}": metric.compute().item() for name, metric in _metrics(self.held_out_terms)}
-        figures |= {f"val/{name}": value.item() for name, value in self.held_out.compute().items()}
-        for metric in (*self.terms.values(), *self.held_out_terms.values(), self.held_out):
+        figures = {f"train/{name}": mean.compute().item() for name, mean in _entries(self._train_means)}
+        figures |= {f"val/{name}": mean.compute().item() for name, mean in _entries(self._val_means)}
+        figures |= {f"val/{name}": float(value) for name, value in self.metrics.compute().items()}
+        for metric in (*self._train_means.values(), *self._val_means.values(), self.metrics):
             metric.reset()  # type: ignore[operator]
         wrong = [name for name, value in figures.items() if not math.isfinite(value)]
         if wrong:
@@ -140,42 +193,107 @@ class VAEModule(pl.LightningModule):
 
     @override
     def state_dict(self, *_: Any, **__: Any) -> dict[str, Any]:  # type: ignore[override]
-        """Head and decoder only."""
-        return dict(self.vae.trainable_state())
+        """Head, decoder and so on, the objective's terms, and averaged weights; nothing of the backbone."""
+        state: dict[str, Any] = dict(self.vae.trainable_state())
+        state |= {f"{OBJECTIVE_PREFIX}{name}": value for name, value in self.objective.state_dict().items()}
+        if self._average is not None:
+            state |= {f"{AVERAGE_PREFIX}{name}": value for name, value in self._average.state_dict().items()}
+        return state
 
     @override
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load what `state_dict` gave, all or nothing."""
-        self.vae.load_trainable_state(state_dict)
+        objective, rest = _split(state_dict, OBJECTIVE_PREFIX)
+        average, model = _split(rest, AVERAGE_PREFIX)
+        if objective.keys() != self.objective.state_dict().keys():
+            raise CheckpointError("The checkpoint's terms are not those of this objective.")
+        self.vae.load_trainable_state(model)
+        self.objective.load_state_dict(objective)
+        if self._average is not None:
+            self._average.load_state_dict(average)
+
+    def _step_model(self) -> None:
+        optimizer = self._optimizers()[0]
+        if self.optimizer.clip is not None:
+            scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+            if scaler is not None:  # gradients in half precision are scaled up until the step
+                scaler.unscale_(optimizer.optimizer)
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            nn.utils.clip_grad_norm_(parameters, self.optimizer.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        cast(LambdaLR, self.lr_schedulers()).step()
+        if self._average is not None:
+            self._average.update()
+
+    def _step_terms(self, output: VAEOutput, images: Images) -> None:
+        """One step of each term that has an optimiser, on what the model gave before its step."""
+        detached = VAEOutput(output.reconstruction.detach(), output.posterior, output.latent.detach())
+        for optimizer, (name, term) in zip(self._optimizers()[1:], self._own_terms.items(), strict=True):
+            term.requires_grad_(requires_grad=True)
+            if not self.weights[name]:
+                continue
+            with self.execution.autocast(images.device):
+                loss = term.own_loss(detached, images)
+            self.manual_backward(loss)
+            optimizer.step()
+            optimizer.zero_grad()
+
+    def _optimizers(self) -> list[LightningOptimizer]:
+        optimizers: Any = self.optimizers()
+        return optimizers if isinstance(optimizers, list) else [optimizers]
 
     def _rate(self, step: int) -> float:
-        """Learning rate at a step, relative to the first; the number of batches is known only once training begins."""
+        """Learning rate at a step, relative to the highest; the number of batches is known once training begins."""
+        options = self.optimizer
         if step == 0:
+            return 0.0 if options.warmup_epochs else 1.0
+        batches = int(self.trainer.num_training_batches)
+        per_epoch = math.ceil(batches / options.accumulate)
+        warmup = options.warmup_epochs * per_epoch
+        if step < warmup:
+            return step / warmup
+        if options.schedule == "constant":
             return 1.0
-        steps = self.options.epochs * int(self.trainer.num_training_batches)
-        return 0.5 * (1 + math.cos(math.pi * min(step / steps, 1.0)))
+        steps = int(self.trainer.max_epochs or 1) * per_epoch
+        return 0.5 * (1 + math.cos(math.pi * min((step - warmup) / max(steps - warmup, 1), 1.0)))
 
     def _run(self, batch: Batch) -> tuple[VAEOutput, Images]:
         """The model's answer to a batch, and the images that it should have given."""
         given = batch.image if isinstance(batch, CachedItem) else batch
         images = given if given.is_floating_point() else unit_images(given)
-        images = images.contiguous(memory_format=self.execution.memory_format)
+        images = images.contiguous(memory_format=self.execution.torch_memory_format)
         with self.execution.autocast(images.device):
             if isinstance(batch, CachedItem):
                 features = batch.features.to(images.dtype)
                 return self._forward["features"](features, generator=self._generator), images
             return self._forward["images"](images, generator=self._generator), images
 
-    def _objective(self, output: VAEOutput, images: Images, beta: float) -> ElboTerms:
-        options = self.options
-        return elbo(output, images, reconstruction=options.reconstruction, beta=beta, free_bits=options.free_bits)
+    def _objective_of(self, output: VAEOutput, images: Images, weights: Mapping[str, float] | None) -> ObjectiveValue:
+        value: ObjectiveValue = self.objective(output, images, weights)
+        return value
 
-    def _note(self, metrics: torch.nn.ModuleDict, terms: ElboTerms, count: int) -> None:
-        for name, metric in _metrics(metrics):
-            term = getattr(terms, name).detach()
+    def _note(self, means: nn.ModuleDict, value: ObjectiveValue, count: int) -> None:
+        entries = {"loss": value.total}
+        entries |= {f"term/{name}": raw for name, raw in value.raw.items()}
+        entries |= {f"weighted/{name}": weighted for name, weighted in value.weighted.items()}
+        for name, mean in _entries(means):
+            term = entries[name].detach()
             weight = term.new_full((), count)  # a plain number would be copied to the device, and waited for
-            metric.update(term, weight)
+            mean.update(term, weight)
 
 
-def _metrics(metrics: torch.nn.ModuleDict) -> list[tuple[str, MeanMetric]]:
-    return [(name, metric) for name, metric in metrics.items() if isinstance(metric, MeanMetric)]
+def _means_of(objective: Objective) -> nn.ModuleDict:
+    names = [name for name, _ in objective.items()]
+    keys = ["loss", *(f"term/{name}" for name in names), *(f"weighted/{name}" for name in names)]
+    return nn.ModuleDict({key: MeanMetric(nan_strategy="disable") for key in keys})
+
+
+def _entries(means: nn.ModuleDict) -> Iterator[tuple[str, MeanMetric]]:
+    for name, mean in means.items():
+        yield name, cast(MeanMetric, mean)
+
+
+def _split(state: Mapping[str, Any], prefix: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    inner = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    return inner, {name: value for name, value in state.items() if not name.startswith(prefix)}

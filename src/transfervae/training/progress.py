@@ -5,10 +5,10 @@ from typing import Any, cast
 
 import pytorch_lightning as pl
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from typing_extensions import override
 
 from transfervae.cache import CachedItem
+from transfervae.progress import make_progress
 from transfervae.training.module import Batch, VAEModule
 from transfervae.training.run_folder import RunRecorder
 
@@ -27,16 +27,7 @@ class ProgressDisplay(pl.Callback):
         """
         self._recorder = recorder
         self._began = 0.0
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=30),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[figures]}"),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
+        self._progress = make_progress(console)
         self._task = self._progress.add_task("", figures="", visible=False)
 
     @override
@@ -81,9 +72,19 @@ class ProgressDisplay(pl.Callback):
 
 def describe_epoch(row: dict[str, float], epochs: int) -> str:
     """One line about one epoch."""
-    return (
-        f"epoch {int(row['epoch']):>3}/{epochs}"
-        f"  train {row['train/reconstruction']:.4f} + {row['weighted_kl']:.4f}"
-        f"  held-out RMSE {row['val/rmse']:.4f}  KL {row['val/kl']:.1f} nats"
-        f"  active {int(row['val/active_units'])}  {row['images_per_second']:.0f} images/s"
+    terms = " + ".join(f"{name} {row[f'train/weighted/{name}']:.4f}" for name in _names(row, "train/weighted/"))
+    figures = "  ".join(
+        f"{name} {_shorten(row[f'val/{name}'])}" for name in _names(row, "val/") if "/" not in name and name != "loss"
     )
+    return (
+        f"epoch {int(row['epoch']):>3}/{epochs}  train {terms}  held-out {figures}"
+        f"  {row['images_per_second']:.0f} images/s"
+    )
+
+
+def _names(row: dict[str, float], prefix: str) -> list[str]:
+    return [name.removeprefix(prefix) for name in row if name.startswith(prefix)]
+
+
+def _shorten(value: float) -> str:
+    return str(int(value)) if value == int(value) else f"{value:.4g}"

@@ -1,48 +1,68 @@
-"""One training run from options to pictures."""
+"""One training run, from a model and a data set to figures and pictures."""
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+from pytorch_lightning.loggers import Logger
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import Progress
+from torchmetrics import MetricCollection
 from typing_extensions import override
 
-from transfervae.backbones import license_remark
-from transfervae.backbones.vgg import fetch_vgg19_weights
+from transfervae.build import AnySpec, build_vae, check_backbone
 from transfervae.cache import DTYPES, FeatureCache
-from transfervae.checkpoint import write_json
-from transfervae.errors import CheckpointError, RunFolderError, UnknownNameError, WeightsUnavailableError
-from transfervae.evaluation import evaluate, mean_image_rmse
-from transfervae.heads import DeterministicHead
-from transfervae.model import TransferVAE, build_vae
+from transfervae.data import ImageDataset, ToyFaces, open_dataset
+from transfervae.errors import UnknownNameError, UnknownOptionError
+from transfervae.files import write_atomically, write_json
+from transfervae.metrics import DEFAULT_METRICS, AnyMetric, evaluate, make_metrics, mean_image_rmse
+from transfervae.model import TransferVAE
+from transfervae.objectives import Objective
+from transfervae.options import plain
 from transfervae.pictures import write_architecture, write_reconstructions, write_samples
-from transfervae.training.caching import OFF, build_cache, keep_features, open_cache
+from transfervae.progress import progress_bar
+from transfervae.saving import OWN
+from transfervae.shapes import check_positive, check_seed, parse_image_size
+from transfervae.training.announce import choose_auto_backbone, describe_backbone_of, describe_images
+from transfervae.training.caching import build_cache, keep_features, open_cache
 from transfervae.training.checkpoint_io import SafetensorsIO
+from transfervae.training.choose_execution import choose_run_execution
+from transfervae.training.config import (
+    MODEL_KEYS,
+    RunConfig,
+    describe_data,
+    describe_loggers,
+    describe_metrics,
+    describe_model,
+    describe_objective,
+    make_group,
+)
 from transfervae.training.engine import is_first_process, make_trainer, quiet_engine, run_interruptibly
 from transfervae.training.images import RunImages, Transform
+from transfervae.training.loggers import RunLogger, make_logger
 from transfervae.training.module import VAEModule
-from transfervae.training.options import AUTO, EngineOptions, TrainOptions
+from transfervae.training.options import AUTO, OFF, DataOptions, EngineOptions, OptimizerOptions
 from transfervae.training.progress import ProgressDisplay
-from transfervae.training.run_folder import MONITORED, RunFolder, RunRecorder
-from transfervae.training.settling import settle_execution
+from transfervae.training.recipes import read_recipe
+from transfervae.training.run_folder import Monitor, RunFolder, RunRecorder, monitor_for
 
 EXAMPLES = 8
 MEAN_IMAGE_SAMPLE = 10_000
 """At most so many training images make the mean image."""
 
 SCALING_SAMPLE = 512
-"""So many training images, or a batch if that is more, give the scaling of latents that have no prior."""
+"""So many training images, or a batch if that is more, give the scaling of latents whose prior needs one."""
+
+AnyObjective: TypeAlias = Objective | str | Sequence[Any] | Mapping[str, Any]
+AnyModel: TypeAlias = TransferVAE | AnySpec
 
 
 @dataclass(frozen=True)
@@ -53,41 +73,93 @@ class TrainResult:
         vae: The model of the best epoch, in evaluation mode, on the CPU (on other processes than the first: of the
             last epoch).
         rows: One mapping of figures an epoch, in the run's precision.
-        best: The row of the best epoch, the lowest held-out objective; RMSE, KL and active units are those of the saved
-            model, computed once more from the images, in full precision.
+        best: The row of the best epoch; its metrics are those of the saved model, computed once more from the images,
+            in full precision.
         mean_image_rmse: Held-out RMSE of predicting the mean training image; NaN on processes other than the first.
+        folder: The run's folder.
     """
 
     vae: TransferVAE
     rows: list[dict[str, float]]
     best: dict[str, float]
     mean_image_rmse: float
+    folder: Path
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A run's parts, ready to train."""
+
+    vae: TransferVAE
+    objective: Objective
+    metrics: MetricCollection
+    monitor: Monitor
+    images: RunImages
+    config: RunConfig
+    folder: RunFolder
+    loggers: Sequence[RunLogger]
+    callbacks: Sequence[pl.Callback]
+    console: Console
+
+    def own_parts(self) -> dict[str, Any]:
+        """Parts of the model that no table builds again, by kind; the saved model is read with them."""
+        described = describe_model(self.vae)
+        kinds = ("head", "decoder", "prior")
+        return {kind: getattr(self.vae, kind) for kind in kinds if described[kind]["name"].startswith(OWN)}
 
 
 def train(
-    options: TrainOptions,
-    out: str | os.PathLike[str],
+    vae: AnyModel,
+    data: Any = None,
     *,
-    engine: EngineOptions | None = None,
-    resume: bool = False,
+    out: str | os.PathLike[str],
+    objective: AnyObjective | None = None,
+    metrics: Sequence[AnyMetric] = DEFAULT_METRICS,
+    monitor: str = "loss",
+    epochs: int = 5,
+    patience: int | None = None,
+    seed: int = 0,
+    recipe: str = "seed",
+    val_data: Any = None,
+    dataset: DataOptions | Mapping[str, Any] | None = None,
+    optimizer: OptimizerOptions | Mapping[str, Any] | None = None,
+    engine: EngineOptions | Mapping[str, Any] | None = None,
+    callbacks: Sequence[pl.Callback] = (),
+    loggers: Sequence[str | Logger] = (),
     transform: Transform | None = None,
+    resume: bool = False,
     console: Console | None = None,
 ) -> TrainResult:
     """Train a model and leave everything about it in a folder.
 
-    The folder gets `config.json`, `metrics.csv`, `result.json`, `history.png`, `architecture.png`,
+    The folder gets `config.json`, `metrics.csv`, `result.json`, `val_images.txt`, `history.png`, `architecture.png`,
     `reconstructions.png`, `samples.png`, `model/` (the best epoch, for `TransferVAE.from_pretrained`) and
     `checkpoints/`. Each file is written aside and renamed, so that a run that is killed leaves whole files and can be
     resumed from its last full epoch; on the CPU the result is then the same, bit for bit, as without the interruption.
 
     Args:
-        options: What is learned.
+        vae: The model; or what `build_vae` makes one of: a backbone's name, or a mapping with any of `backbone`,
+            `image_size`, `head`, `decoder` and `prior`.
+        data: A folder, or several; a tensor or array `[n, 3, h, w]`; any map-style data set of images, with labels or
+            without; None for drawn faces.
         out: The run's folder.
-        engine: Devices, precision and so on; if None the defaults, or those that a resumed run began with.
-        resume: Continue the run in `out`; `options` must be its own, but for more epochs.
+        objective: What is minimised, as `Objective.parse` reads it; the recipe's if None.
+        metrics: What is computed on held-out images, as `make_metrics` reads it.
+        monitor: What tells the best epoch: "loss", or one of the metrics.
+        epochs: Passes over the training images.
+        patience: Epochs without a better one after which the run ends; None for no early end.
+        seed: Of the split, the weights, the order and the draws.
+        recipe: Defaults of backbone, head, decoder, objective and optimizer, a name from `RECIPES`.
+        val_data: Held-out images, in any form that `data` takes; a fraction of `data` if None.
+        dataset: How the data set is read and split.
+        optimizer: How head, decoder and terms are optimised; the recipe's if None.
+        engine: Devices, precision, cache and so on.
+        callbacks: Lightning callbacks beside the run's own.
+        loggers: "tensorboard", "wandb" (offline), or loggers of Lightning.
         transform: What training images `[3, h, w]`, uint8, pass through whenever they are read, such as random
             transforms of torchvision; it leaves their shape. Features are not cached then. It is not recorded: give it
             again to resume.
+        resume: Continue the run in `out`; everything must be its own, but for more epochs, engine and loggers.
         console: Where to print; nothing is printed if None.
 
     Returns:
@@ -102,63 +174,69 @@ def train(
         DivergedError: If the objective is no longer finite.
         FileWriteError: If a file cannot be written, for example because the disk is full.
     """
+    check_positive(epochs=epochs, patience=1 if patience is None else patience)
+    check_seed(seed)
     console = console or Console(quiet=True)
     folder = RunFolder(Path(out))
-    if engine is None:
-        engine = read_engine(out) if resume else EngineOptions()
-    if resume:
-        _check_same(options, folder)
-    elif is_first_process():
+    if not resume and is_first_process():
         folder.check_free()
-    options = _settle_backbone(options, console)
-    with _reading_display(console) as progress:
-        verify = engine.cache in {AUTO, OFF}
-        images = RunImages(options, workers=engine.workers, transform=transform, verify=verify, progress=progress)
-    torch.manual_seed(options.seed)
-    vae = build(options)
-    if isinstance(vae.head, DeterministicHead):
-        vae.fit_scaling(islice(images.batches(images.training), max(1, SCALING_SAMPLE // options.batch_size)))
-    recorder = RunRecorder(folder, images.examples(EXAMPLES), epochs=options.epochs)
-    with ExitStack() as held:
-        held.enter_context(quiet_engine())
-        trainer = _make_trainer(options, engine, folder, [recorder, ProgressDisplay(console, recorder)])
-        images.check_ranks(trainer.world_size)
-        if is_first_process():
-            held.enter_context(folder.locked())
-            _check_claim(folder, images, resume=resume)
-            _describe(console, images, vae)
-        if engine.cache not in {AUTO, OFF}:
-            images.cache = open_cache(engine.cache, options, images, vae, console)
-        engine, execution = settle_execution(engine, vae, trainer, batch_size=options.batch_size, console=console)
-        if is_first_process():
-            _claim(folder, options, engine, images)
-            write_architecture(folder.architecture, vae)
-        if engine.cache == AUTO:
-            images.cache = keep_features(
-                engine,
-                options,
-                images,
-                vae,
-                folder,
-                execution=execution,
-                is_resumed=resume,
-                world_size=trainer.world_size,
-                console=console,
-            )
-        checkpoint = str(folder.last) if resume and folder.last.exists() else None
-        module = VAEModule(vae, options, execution=execution, compiled=engine.compile)
-        run_interruptibly(trainer, lambda: trainer.fit(module, datamodule=images, ckpt_path=checkpoint))
-        if not is_first_process():
-            return TrainResult(vae, recorder.rows, recorder.best, float("nan"))
-        return _conclude(vae, images, recorder, folder, options, trainer.strategy.root_device)
+    began = folder.read_config() if resume else {}
+    defaults = read_recipe(recipe)
+    made_metrics = make_metrics(metrics)
+    groups = {
+        "dataset": make_group(DataOptions, dataset),
+        "optimizer": make_group(OptimizerOptions, defaults["optimizer"] if optimizer is None else optimizer),
+        "engine": make_group(EngineOptions, began.get("engine") if resume and engine is None else engine),
+    }
+    chosen = Objective.parse(defaults["objective"] if objective is None else objective)
+    which = monitor_for(monitor, made_metrics)
+    made_loggers = [make_logger(logger, folder.root) for logger in loggers]
+    model = vae if isinstance(vae, TransferVAE) else _model_arguments(vae, defaults)
+    model = model if isinstance(model, TransferVAE) else choose_auto_backbone(model, console)
+    opened, opened_val = _open_data(data, val_data, model, groups["dataset"], groups["engine"], seed, console)
+    torch.manual_seed(seed)
+    built = model if isinstance(model, TransferVAE) else build_vae(**model)
+    config = RunConfig(
+        data=describe_data(data),
+        val_data=describe_data(val_data),
+        **describe_model(built),
+        objective=describe_objective(chosen),
+        metrics=describe_metrics(made_metrics),
+        monitor=which.name,
+        epochs=epochs,
+        patience=patience,
+        seed=seed,
+        loggers=describe_loggers(loggers),
+        **groups,
+    )
+    if resume:
+        config.check_same(began, folder.root)
+    images = RunImages(
+        opened,
+        val=opened_val if opened_val is not None else groups["dataset"].val,
+        batch_size=groups["dataset"].batch_size,
+        seed=seed,
+        flips=groups["dataset"].flips,
+        workers=groups["dataset"].workers,
+        transform=transform,
+    )
+    if getattr(built.prior, "is_scaled", False) and built.scaling is None:
+        count = max(1, SCALING_SAMPLE // groups["dataset"].batch_size)
+        built.fit_scaling(islice(images.batches(images.training), count))
+    run = _Run(built, chosen, made_metrics, which, images, config, folder, made_loggers, callbacks, console)
+    return _carry_out(run, resume=resume)
 
 
 def cache_features(
-    options: TrainOptions,
+    backbone: AnySpec,
+    data: Any,
     out: str | os.PathLike[str],
     *,
+    image_size: int | str | Sequence[int] = 128,
     dtype: str = "float16",
-    engine: EngineOptions | None = None,
+    dataset: DataOptions | Mapping[str, Any] | None = None,
+    engine: EngineOptions | Mapping[str, Any] | None = None,
+    seed: int = 0,
     console: Console | None = None,
 ) -> FeatureCache:
     """Compute the features that runs with these images, size and backbone need; `EngineOptions.cache` names them then.
@@ -166,10 +244,14 @@ def cache_features(
     A build that was killed goes on where it stopped. Each process writes shards of its own.
 
     Args:
-        options: Images, size, backbone, flips and batch size; the others make no difference.
+        backbone: Name and options.
+        data: The images, in any form that `train` takes.
         out: The cache's folder.
+        image_size: Height and width of the images.
         dtype: "float16" or "bfloat16".
+        dataset: How the data set is read; whether mirrored images are stored too.
         engine: Devices, precision and so on.
+        seed: Of drawn faces.
         console: Where to print; nothing is printed if None.
 
     Returns:
@@ -185,96 +267,109 @@ def cache_features(
     """
     if dtype not in DTYPES:
         raise UnknownNameError("type to store features in", dtype, DTYPES)
-    console, engine = console or Console(quiet=True), engine or EngineOptions()
-    options = _settle_backbone(options, console)
-    with _reading_display(console) as progress:
-        images = RunImages(options, workers=engine.workers, progress=progress)
-    vae = build(options)
+    console = console or Console(quiet=True)
+    reading, running = make_group(DataOptions, dataset), make_group(EngineOptions, engine)
+    arguments = choose_auto_backbone(_model_arguments({"backbone": backbone, "image_size": image_size}, {}), console)
+    opened, _ = _open_data(data, None, arguments, reading, running, seed, console)
+    vae = build_vae(**arguments)
     with quiet_engine():
-        trainer = make_trainer(engine, [])
+        trainer = make_trainer(running, [])
         if is_first_process():
-            _describe_backbone(console, images, vae)
-        engine, way = settle_execution(engine, vae, trainer, batch_size=options.batch_size, console=console)
+            describe_backbone_of(console, opened, vae)
+        running, execution = choose_run_execution(running, vae, trainer, batch_size=reading.batch_size, console=console)
     return build_cache(
         vae.backbone,
-        images.dataset,
+        opened,
         out,
         dtype=dtype,
-        flips=options.flips,
-        batch_size=options.batch_size,
-        execution=way,
-        engine=engine,
-        workers=images.workers,
+        flips=reading.flips,
+        batch_size=reading.batch_size,
+        execution=execution,
+        engine=running,
+        workers=reading.workers or 0,
         console=console,
     )
 
 
-def build(options: TrainOptions) -> TransferVAE:
-    """Build the model that a run's options describe.
-
-    Raises:
-        TransferVAEError: As `build_vae`.
-    """
-    return build_vae(
-        options.backbone,
-        image_size=options.image_size,
-        head=options.head,
-        latent_dim=options.latent_dim,
-        node=options.node,
-        fuse=options.fuse,
-        grid=options.grid,
-        norm=options.norm,
-        weights=options.weights,
-        decoder=options.decoder,
-        width=options.width,
-    )
-
-
-def read_options(out: str | os.PathLike[str]) -> TrainOptions:
-    """The options of the run in a folder.
-
-    Raises:
-        RunFolderError: If there is none.
-        CheckpointError: If its configuration is damaged or foreign.
-    """
-    with _reading_config(out) as config:
-        values = config["options"]
-        lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
-        return TrainOptions(**{**values, **lists})
-
-
-def read_engine(out: str | os.PathLike[str]) -> EngineOptions:
-    """The engine options of the run in a folder.
-
-    Raises:
-        RunFolderError: If there is none.
-        CheckpointError: If its configuration is damaged or foreign.
-    """
-    with _reading_config(out) as config:
-        return EngineOptions(**config["engine"])
-
-
-@contextmanager
-def _reading_config(out: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
-    folder = RunFolder(Path(out))
-    config = folder.read_config()
-    try:
-        yield config
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{str(folder.config)!r} is no configuration of a run: {error}") from error
+def _carry_out(run: _Run, *, resume: bool) -> TrainResult:
+    folder, console, vae, images = run.folder, run.console, run.vae, run.images
+    engine, batch_size = run.config.engine, run.config.dataset.batch_size
+    examples = images.examples(EXAMPLES)
+    recorder = RunRecorder(folder, examples, epochs=run.config.epochs, monitor=run.monitor, loggers=run.loggers)
+    with ExitStack() as held:
+        held.enter_context(quiet_engine())
+        trainer = _make_trainer(run, [recorder, ProgressDisplay(console, recorder)])
+        images.check_ranks(trainer.world_size)
+        if is_first_process():
+            held.enter_context(folder.locked())
+            _check_claim(folder, images, resume=resume)
+            describe_images(console, images, vae)
+        cache = None
+        if engine.cache not in {AUTO, OFF}:
+            cache = open_cache(engine.cache, images, vae.backbone, console)
+        engine, execution = choose_run_execution(engine, vae, trainer, batch_size=batch_size, console=console)
+        if is_first_process():
+            _write_config(run, engine)
+            write_architecture(folder.architecture, vae)
+        if engine.cache == AUTO:
+            cache = keep_features(
+                engine,
+                images,
+                vae,
+                folder.features,
+                epochs=run.config.epochs,
+                execution=execution,
+                is_resumed=resume,
+                world_size=trainer.world_size,
+                console=console,
+            )
+        module = VAEModule(
+            vae,
+            run.objective,
+            run.metrics,
+            optimizer=run.config.optimizer,
+            seed=run.config.seed,
+            execution=execution,
+            compiled=engine.compile,
+        )
+        checkpoint = str(folder.last) if resume and folder.last.exists() else None
+        source = images if cache is None else images.with_cache(cache)
+        run_interruptibly(trainer, lambda: trainer.fit(module, datamodule=source, ckpt_path=checkpoint))
+        if not is_first_process():
+            return TrainResult(vae, recorder.rows, recorder.best, float("nan"), folder.root)
+        return _finalize(run, recorder, trainer.strategy.root_device)
 
 
-def resumed_options(out: str | os.PathLike[str], changes: Mapping[str, Any]) -> TrainOptions:
-    """The options of the run in a folder, with some of them given anew; `train` says which may differ.
+def _model_arguments(given: AnySpec, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `build_vae` for a backbone's name or spec, or a mapping of such arguments."""
+    is_model = isinstance(given, Mapping) and "name" not in given
+    arguments = dict(given) if is_model and isinstance(given, Mapping) else {"backbone": given}
+    for name in arguments:
+        if name not in (*MODEL_KEYS, "latent_dim"):
+            raise UnknownOptionError("The model", name, MODEL_KEYS)
+    chosen = {name: defaults[name] for name in ("backbone", "head", "decoder") if name in defaults} | arguments
+    chosen["backbone"] = check_backbone(chosen["backbone"])
+    return {name: value for name, value in chosen.items() if value is not None}
 
-    Raises:
-        RunFolderError: If there is no run.
-        CheckpointError: If its configuration is damaged or foreign.
-        InvalidOptionError: If a new value cannot work.
-    """
-    before = read_options(out)
-    changes = {name: value for name, value in changes.items() if (name, value) != ("backbone", "auto")}
-    return replace(before, **changes)
+
+def _open_data(
+    data: Any,
+    val_data: Any,
+    model: TransferVAE | Mapping[str, Any],
+    options: DataOptions,
+    engine: EngineOptions,
+    seed: int,
+    console: Console,
+) -> tuple[ImageDataset, ImageDataset | None]:
+    size = model.image_size if isinstance(model, TransferVAE) else parse_image_size(model.get("image_size", 128))
+    if data is None:
+        data = ToyFaces(options.faces, size, seed=seed, dtype=torch.uint8)
+    verify = engine.cache in {AUTO, OFF}
+    with progress_bar(console, "reading images") as progress:
+        opened = open_dataset(data, size, verify=verify, skip_bad=options.skip_bad, progress=progress)
+        if val_data is None:
+            return opened, None
+        return opened, open_dataset(val_data, size, verify=verify, skip_bad=options.skip_bad, progress=progress)
 
 
 class _RunCheckpoint(ModelCheckpoint):
@@ -285,122 +380,69 @@ class _RunCheckpoint(ModelCheckpoint):
         super().load_state_dict({**state_dict, "dirpath": self.dirpath})
 
 
-def _make_trainer(
-    options: TrainOptions, engine: EngineOptions, folder: RunFolder, callbacks: list[pl.Callback]
-) -> pl.Trainer:
+def _make_trainer(run: _Run, own: list[pl.Callback]) -> pl.Trainer:
     checkpoint = _RunCheckpoint(
-        dirpath=folder.checkpoints,
+        dirpath=run.folder.checkpoints,
         filename="best",
-        monitor=MONITORED,
+        monitor=run.monitor.name,
+        mode=run.monitor.mode,
         save_last=True,
         save_on_train_epoch_end=True,
         enable_version_counter=False,
     )
     checkpoint.FILE_EXTENSION = ".safetensors"
-    return make_trainer(engine, [*callbacks, checkpoint], max_epochs=options.epochs, plugins=[SafetensorsIO()])
+    callbacks = [*own, *run.callbacks, checkpoint]
+    if run.config.patience is not None:
+        callbacks.append(
+            EarlyStopping(
+                run.monitor.name, mode=run.monitor.mode, patience=run.config.patience, check_on_train_epoch_end=True
+            )
+        )
+    return make_trainer(
+        run.config.engine,
+        callbacks,
+        max_epochs=run.config.epochs,
+        plugins=[SafetensorsIO()],
+        loggers=[entry.logger for entry in run.loggers],
+        has_own_optimizers=bool(run.objective.terms_with_optimizer()),
+    )
 
 
 def _check_claim(folder: RunFolder, images: RunImages, *, resume: bool) -> None:
-    if resume and folder.read_config().get("images") != images.identity:
-        raise RunFolderError(f"The images are not those that the run in {str(folder.root)!r} began with.")
-    if not resume:
+    if resume:
+        folder.check_images(images.images_id)
+    else:
         folder.check_free()
     folder.clean()
 
 
-def _claim(folder: RunFolder, options: TrainOptions, engine: EngineOptions, images: RunImages) -> None:
-    config = {
-        "options": asdict(options),
-        "engine": asdict(engine),
-        "images": images.identity,
+def _write_config(run: _Run, engine: EngineOptions) -> None:
+    config = run.config.to_dict() | {
+        "engine": plain(asdict(engine)),
+        "images": run.images.images_id,
         "versions": {name: version(name) for name in ("transfervae", "torch", "timm", "pytorch-lightning")},
     }
-    write_json(folder.config, config)
+    write_json(run.folder.config, config)
+    write_atomically(run.folder.val_images, "".join(f"{name}\n" for name in run.images.val_names()).encode())
 
 
-def _check_same(options: TrainOptions, folder: RunFolder) -> None:
-    before = asdict(read_options(folder.root))
-    now = asdict(options)
-    differing = [
-        f"{name} is {now[name]!r} instead of {value!r}"
-        for name, value in before.items()
-        if now[name] != value and name != "epochs"
-    ]
-    if differing:
-        raise RunFolderError(f"The run in {str(folder.root)!r} began with other options: {', '.join(differing)}.")
-    if options.epochs < before["epochs"]:
-        raise RunFolderError(
-            f"The run in {str(folder.root)!r} has {before['epochs']} epochs; it can only be lengthened."
-        )
-
-
-def _conclude(
-    vae: TransferVAE,
-    images: RunImages,
-    recorder: RunRecorder,
-    folder: RunFolder,
-    options: TrainOptions,
-    device: torch.device,
-) -> TrainResult:
+def _finalize(run: _Run, recorder: RunRecorder, device: torch.device) -> TrainResult:
     """Pictures and figures of the model as it was saved: from images, in full precision."""
-    images.cache = None
-    best = TransferVAE.from_pretrained(folder.model, backbone=vae.backbone.cpu())
-    figures = evaluate(best.to(device), images.batches(images.held_out))
+    folder, images = run.folder, run.images
+    best = TransferVAE.from_pretrained(folder.model, backbone=run.vae.backbone.cpu(), **run.own_parts())
+    figures = evaluate(best.to(device), images.batches(images.val), metrics=run.metrics)
     write_reconstructions(folder.reconstructions, best.cpu(), images.examples(EXAMPLES))
-    write_samples(folder.samples, best, seed=options.seed)
-    batches = max(1, MEAN_IMAGE_SAMPLE // options.batch_size)
-    baseline = mean_image_rmse(islice(images.batches(images.training), batches), images.batches(images.held_out))
+    write_samples(folder.samples, best, seed=run.config.seed)
+    batches = max(1, MEAN_IMAGE_SAMPLE // run.config.dataset.batch_size)
+    baseline = mean_image_rmse(islice(images.batches(images.training), batches), images.batches(images.val))
     row = {**recorder.best, **{f"val/{name}": value for name, value in figures.items()}}
     result = {
         "epoch": row["epoch"],
-        "rmse": row["val/rmse"],
+        "monitor": run.monitor.name,
+        "metrics": figures,
         "mean_image_rmse": baseline,
-        "kl": row["val/kl"],
-        "active_units": row["val/active_units"],
         "latent_size": math.prod(best.latent_shape),
         "images_per_second": row["images_per_second"],
     }
     write_json(folder.result, result)
-    return TrainResult(best, recorder.rows, row, baseline)
-
-
-def _settle_backbone(options: TrainOptions, console: Console) -> TrainOptions:
-    """Replace auto by vgg19, or by packaged where vgg19's weights cannot be fetched."""
-    if options.backbone != "auto":
-        return options
-    if options.weights == "default":
-        try:
-            fetch_vgg19_weights()
-        except WeightsUnavailableError as error:
-            console.print(f"[yellow]{escape(str(error))}[/]", soft_wrap=True, highlight=False)
-            console.print("[yellow]This run uses the backbone 'packaged' (EfficientNet-Lite0, ImageNet) instead.[/]")
-            return replace(options, backbone="packaged")
-    return replace(options, backbone="vgg19")
-
-
-@contextmanager
-def _reading_display(console: Console) -> Iterator[Callable[[int, int], None]]:
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("reading images", total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
-
-
-def _describe(console: Console, images: RunImages, vae: TransferVAE) -> None:
-    skipped = f" ({len(images.bad)} unreadable files skipped)" if images.bad else ""
-    console.print(f"{len(images.training)} images to train on, {len(images.held_out)} held out{skipped}")
-    _describe_backbone(console, images, vae)
-
-
-def _describe_backbone(console: Console, images: RunImages, vae: TransferVAE) -> None:
-    for reason in images.bad.values():
-        console.print(f"[yellow]skipped:[/] {escape(reason)}", soft_wrap=True, highlight=False)
-    source = vae.backbone.source
-    console.print(f"backbone {source.name} at {source.place}, licence of its weights: {_name_license(source.license)}")
-    if source.weights is None:
-        message = f"[yellow]warning:[/] {source.name} is not pretrained: its weights are random (weights none)"
-        console.print(message, soft_wrap=True)
-
-
-def _name_license(name: str | None) -> str:
-    remark = license_remark(name)
-    return (name or "none") + (f" [yellow]({remark})[/]" if remark and remark != name else "")
+    return TrainResult(best, recorder.rows, row, baseline, folder.root)

@@ -3,21 +3,22 @@
 import csv
 import io
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, cast
 
 import pytorch_lightning as pl
+from torchmetrics import MetricCollection
 from typing_extensions import override
 
-from transfervae.checkpoint import CONFIG_FILE, held, read_json, write_atomically
-from transfervae.errors import RunFolderError
-from transfervae.model import TransferVAE
+from transfervae.errors import InvalidOptionError, RunFolderError, UnknownNameError
+from transfervae.files import CONFIG_FILE, held, read_json, write_atomically
 from transfervae.pictures import write_history, write_reconstructions
 from transfervae.shapes import Images
+from transfervae.training.loggers import RunLogger
 from transfervae.training.module import VAEModule
 
-MONITORED = "val/total"
 PICTURES_A_RUN = 5
 
 
@@ -38,6 +39,7 @@ class RunFolder:
         self.last = self.checkpoints / "last.safetensors"
         self.result = root / "result.json"
         self.metrics = root / "metrics.csv"
+        self.val_images = root / "val_images.txt"
         self.history = root / "history.png"
         self.reconstructions = root / "reconstructions.png"
         self.samples = root / "samples.png"
@@ -76,14 +78,47 @@ class RunFolder:
             raise RunFolderError(f"There is no run to resume in {str(self.root)!r}.")
         return read_json(self.config)
 
+    def check_images(self, identity: Mapping[str, Any]) -> None:
+        """Make sure that a run's images are those that it began with.
+
+        Raises:
+            RunFolderError: If not.
+        """
+        if self.read_config().get("images") != identity:
+            raise RunFolderError(f"The images are not those that the run in {str(self.root)!r} began with.")
+
     def clean(self) -> None:
         """Delete what writes that were cut off have left aside."""
         for leftover in self.root.rglob(".*.tmp"):
             leftover.unlink(missing_ok=True)
 
 
+class Monitor:
+    """The figure that tells which epoch is the best.
+
+    Attributes:
+        name: Column of `metrics.csv`, such as "val/loss" or "val/psnr".
+        mode: "min" or "max".
+    """
+
+    def __init__(self, name: str, mode: str) -> None:
+        """Name a figure.
+
+        Args:
+            name: Column of `metrics.csv`.
+            mode: "min" or "max".
+        """
+        self.name = name
+        self.mode = mode
+
+    def best(self, rows: Sequence[dict[str, float]]) -> dict[str, float]:
+        """The best of several epochs; the first of those that are equally good."""
+        sign = 1 if self.mode == "min" else -1
+        return min(rows, key=lambda row: sign * row[self.name])
+
+
 class RunRecorder(pl.Callback):
-    """Writes metrics, pictures and the best model after every epoch.
+    """Writes metrics, pictures and the best model after every epoch, and gives the figures to loggers and callbacks.
 
     Its rows are part of the checkpoint, so that a resumed run neither loses nor repeats one.
 
@@ -91,25 +126,37 @@ class RunRecorder(pl.Callback):
         rows: One mapping an epoch.
     """
 
-    def __init__(self, folder: RunFolder, examples: Images, *, epochs: int) -> None:
+    def __init__(
+        self,
+        folder: RunFolder,
+        examples: Images,
+        *,
+        epochs: int,
+        monitor: Monitor,
+        loggers: Sequence[RunLogger] = (),
+    ) -> None:
         """Make a recorder.
 
         Args:
             folder: Where to write.
             examples: Held-out images to reconstruct, `[b, 3, h, w]` in [0, 1].
             epochs: Length of the run.
+            monitor: What tells the best epoch.
+            loggers: Those that get pictures too.
         """
         self.rows: list[dict[str, float]] = []
         self._folder = folder
         self._examples = examples
+        self._monitor = monitor
+        self._loggers = loggers
         self._picture_every = max(1, epochs // PICTURES_A_RUN)
         self._began = 0.0
         self._seconds = 0.0
 
     @property
     def best(self) -> dict[str, float]:
-        """The epoch with the lowest held-out objective: the one that `model/` holds."""
-        return min(self.rows, key=lambda row: row[MONITORED])
+        """The best epoch: the one that `model/` holds."""
+        return self._monitor.best(self.rows)
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -131,23 +178,46 @@ class RunRecorder(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         module = cast(VAEModule, pl_module)
         figures = module.epoch_figures()
-        module.log(MONITORED, figures[MONITORED], rank_zero_only=False, sync_dist=False)
+        # Already the same on every process; and sync_dist would average them once more.
+        module.log_dict(figures, rank_zero_only=False, sync_dist=False)
         images = len(trainer.train_dataloader.sampler) * trainer.world_size  # type: ignore[union-attr]
-        row: dict[str, float] = {"epoch": trainer.current_epoch + 1, "beta": module.beta, **figures}
-        row["weighted_kl"] = figures["train/total"] - figures["train/reconstruction"]
+        row: dict[str, float] = {"epoch": trainer.current_epoch + 1, **figures}
+        row |= {f"weight/{name}": weight for name, weight in module.weights.items()}
         row["images_per_second"] = images / max(self._seconds, 1e-9)
         self.rows.append(row)
         if trainer.is_global_zero:
-            self._write(module.vae, int(row["epoch"]))
+            self._write(module, int(row["epoch"]))
 
-    def _write(self, vae: TransferVAE, epoch: int) -> None:
+    def _write(self, module: VAEModule, epoch: int) -> None:
         write_atomically(self._folder.metrics, _as_csv(self.rows))
         write_history(self._folder.history, self.rows)
-        if self.best is self.rows[-1]:
-            vae.save_pretrained(self._folder.model)
-        if epoch % self._picture_every == 0 or epoch == 1:
+        with module.evaluated_weights():
+            if self.best is self.rows[-1]:
+                module.vae.save_pretrained(self._folder.model)
+            if epoch % self._picture_every and epoch != 1:
+                return
             path = self._folder.root / "reconstructions" / f"epoch_{epoch:03d}.png"
-            write_reconstructions(path, vae, self._examples)
+            write_reconstructions(path, module.vae, self._examples)
+        for logger in self._loggers:
+            logger.log_picture("reconstructions", path, epoch)
+
+
+def monitor_for(name: str, metrics: MetricCollection) -> Monitor:
+    """The monitor of a name: "loss" for the objective on held-out images, else one of a run's metrics.
+
+    Raises:
+        UnknownNameError: For another name.
+        InvalidOptionError: For a metric that does not say whether more is better.
+    """
+    short = name.removeprefix("val/")
+    if short == "loss":
+        return Monitor("val/loss", "min")
+    if short not in metrics:
+        raise UnknownNameError("figure to monitor", name, ["loss", *metrics])
+    is_higher_better = metrics[short].higher_is_better
+    if is_higher_better is None:
+        raise InvalidOptionError(f"The metric {short!r} does not say whether higher is better (higher_is_better).")
+    return Monitor(f"val/{short}", "max" if is_higher_better else "min")
 
 
 def _as_csv(rows: list[dict[str, float]]) -> bytes:

@@ -1,0 +1,70 @@
+"""How much the latents tell."""
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from transfervae.model import VAEOutput
+from transfervae.options import records_options
+from transfervae.shapes import Images
+
+ACTIVE_VARIANCE = 0.01
+
+
+@records_options
+class MeanKL(Metric):
+    """KL to the standard normal, summed over latent dimensions, mean over images, in nats."""
+
+    higher_is_better = False
+    is_differentiable = False
+    count: Tensor
+    total: Tensor
+
+    def __init__(self) -> None:
+        """Start empty."""
+        super().__init__()
+        for name in ("count", "total"):
+            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, output: VAEOutput, images: Images) -> None:
+        """Add one batch.
+
+        Args:
+            output: What the model gave.
+            images: The images, `[b, 3, h, w]` in [0, 1].
+        """
+        self.count += len(images)
+        self.total += output.posterior.kl().double().sum()
+
+    def compute(self) -> Tensor:
+        """The mean over the images, in nats."""
+        return self.total / self.count
+
+
+@records_options
+class ActiveUnits(Metric):
+    """Number of latent dimensions whose mean varies over the images with a variance above 0.01 (Burda et al. 2016)."""
+
+    higher_is_better = True
+    is_differentiable = False
+    count: Tensor
+    sums: Tensor
+    squares: Tensor
+
+    def __init__(self) -> None:
+        """Start empty."""
+        super().__init__()
+        for name in ("count", "sums", "squares"):  # the latter two grow to one value a dimension
+            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, output: VAEOutput, images: Images) -> None:
+        """Add one batch; arguments as in `MeanKL`."""
+        means = output.posterior.mean.flatten(1).double()
+        self.count += len(images)
+        self.sums = self.sums + means.sum(dim=0)
+        self.squares = self.squares + means.square().sum(dim=0)
+
+    def compute(self) -> Tensor:
+        """The number, a whole one."""
+        variance = self.squares / self.count - (self.sums / self.count).square()
+        return (variance > ACTIVE_VARIANCE).sum()

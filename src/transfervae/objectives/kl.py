@@ -1,0 +1,49 @@
+"""The KL term."""
+
+from collections.abc import Sequence
+
+from transfervae import losses
+from transfervae.errors import InvalidOptionError
+from transfervae.objectives.term import ModelOutput, Term, TermValue
+from transfervae.options import records_options
+from transfervae.shapes import Images, PerItem, check_nonnegative
+
+
+@records_options
+class KL(Term):
+    """KL of the posterior to the standard normal, summed over latent dimensions, in nats.
+
+    Its default weight is the one that suits the reconstruction term beside it (`Term.kl_weight`).
+    """
+
+    def __init__(self, *, free_bits: float = 0.0) -> None:
+        """Make a term.
+
+        Args:
+            free_bits: KL per latent dimension below this is not penalised, in nats (Kingma et al. 2016).
+        """
+        super().__init__()
+        check_nonnegative(free_bits=free_bits)
+        self.free_bits = free_bits
+
+    def forward(self, output: ModelOutput, images: Images) -> PerItem:  # noqa: ARG002 - every term has them
+        """One value per item, at least 0."""
+        return losses.kl(output.posterior)
+
+    def evaluate(self, output: ModelOutput, images: Images) -> TermValue:  # noqa: ARG002 - every term has them
+        """The KL as it is, and what counts of it above the free bits."""
+        return TermValue(*losses.kl_and_penalty(output.posterior, self.free_bits))
+
+    def default_weight(self, others: Sequence[Term]) -> float:
+        """The one that suits the first reconstruction term among the others.
+
+        Raises:
+            InvalidOptionError: If there is none that names one.
+        """
+        weights = [term.kl_weight for term in others if term.kl_weight is not None]
+        if not weights:
+            raise InvalidOptionError(
+                "No reconstruction term here says which weight of the KL suits it; give one, such as"
+                ' Spec("kl", weight=1e-4), or set kl_weight in your term.'
+            )
+        return weights[0]

@@ -1,0 +1,169 @@
+"""One summand of an objective, and the weight that it counts with."""
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from transfervae.errors import InvalidOptionError, ShapeError, UnknownNameError
+from transfervae.posteriors import Posterior
+from transfervae.schedules import Schedule, constant, cyclic, linear_warmup
+from transfervae.shapes import Images, Latents, PerItem, Scalar, check_nonnegative, check_positive
+
+
+@runtime_checkable
+class ModelOutput(Protocol):
+    """What terms are computed from: `VAEOutput` has it."""
+
+    @property
+    def reconstruction(self) -> Images:
+        """Images, `[b, 3, h, w]` in [0, 1]."""
+
+    @property
+    def posterior(self) -> Posterior:
+        """The latents' posterior."""
+
+    @property
+    def latent(self) -> Latents:
+        """The latents that were decoded."""
+
+
+class TermValue(NamedTuple):
+    """What a term gives for a batch.
+
+    Attributes:
+        raw: The quantity itself, mean over the batch: what is reported.
+        minimised: What counts in the objective, before the weight; mostly the same.
+    """
+
+    raw: Scalar
+    minimised: Scalar
+
+
+class Term(nn.Module):
+    """One summand of an objective; subclass it for one of your own.
+
+    A term may have parameters. They are trained with the model's, unless the term has an optimiser of its own
+    (`make_optimizer`), which then minimises `own_loss` after every step of the model; a discriminator is such a term.
+    Its state is part of a run's checkpoints.
+
+    Attributes:
+        kl_weight: The weight of the KL in nats that suits a reconstruction term's scale; None for other terms.
+    """
+
+    kl_weight: float | None = None
+
+    def forward(self, output: ModelOutput, images: Images) -> PerItem:
+        """One value per item, to be minimised.
+
+        Args:
+            output: What the model gave.
+            images: The images that it should have given, `[b, 3, h, w]` in [0, 1].
+        """
+        raise NotImplementedError
+
+    def evaluate(self, output: ModelOutput, images: Images) -> TermValue:
+        """The mean over the batch, as it is reported and as it is minimised.
+
+        Raises:
+            ShapeError: If `forward` gives anything else than one value per item.
+        """
+        values = self(output, images)
+        if not isinstance(values, Tensor) or values.shape != (len(images),):
+            given = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
+            raise ShapeError(
+                f"{type(self).__name__} must give one value per item, [{len(images)}], got {given}; do not average over"
+                " the batch."
+            )
+        mean = values.mean()
+        return TermValue(mean, mean)
+
+    def default_weight(self, others: Sequence["Term"]) -> float:  # noqa: ARG002 - subclasses look at them
+        """The term's weight where none is given, beside other terms."""
+        return 1.0
+
+    def make_optimizer(self) -> Optimizer | None:
+        """An optimiser for the term's own parameters; None if the model's takes them."""
+        return None
+
+    def own_loss(self, output: ModelOutput, images: Images) -> Scalar:
+        """What the term's own optimiser minimises; the model's output carries no gradient to the model here."""
+        raise NotImplementedError
+
+    @property
+    def has_optimizer(self) -> bool:
+        """Whether the term has an optimiser of its own."""
+        return type(self).make_optimizer is not Term.make_optimizer
+
+
+class WeightedTerm(nn.Module):
+    """A term with its weight, and how the weight changes in the course of a run.
+
+    Attributes:
+        term: The term.
+        weight: Its weight once a schedule is over; the term's default if None.
+        start_epoch: The epoch, counted from 0, from which on the term counts.
+        schedule: "constant", "linear" (a warm-up) or "cyclic".
+        schedule_epochs: Length of the warm-up, or of a cycle.
+    """
+
+    def __init__(
+        self,
+        term: Term,
+        *,
+        weight: float | None = None,
+        start_epoch: int = 0,
+        schedule: str = "constant",
+        schedule_epochs: int = 1,
+    ) -> None:
+        """Weight a term.
+
+        Args:
+            term: The term.
+            weight: What it is multiplied with, at least 0; the term's default if None.
+            start_epoch: The epoch, counted from 0, from which on it counts.
+            schedule: How its weight grows from there: constant, linear (a warm-up), cyclic.
+            schedule_epochs: Epochs of the warm-up, or of a cycle.
+
+        Raises:
+            InvalidOptionError: If a number is out of range, or `term` is no term.
+            UnknownNameError: For another schedule.
+        """
+        super().__init__()
+        if not isinstance(term, Term):
+            raise InvalidOptionError(f"A term must be an objectives.Term, got {type(term).__name__}.")
+        if schedule not in SCHEDULES:
+            raise UnknownNameError("schedule", schedule, SCHEDULES)
+        check_nonnegative(weight=0 if weight is None else weight)
+        check_positive(schedule_epochs=schedule_epochs, start_epoch=start_epoch + 1)
+        self.term = term
+        self.weight = weight
+        self.start_epoch = start_epoch
+        self.schedule = schedule
+        self.schedule_epochs = schedule_epochs
+
+    def weight_at(self, step: int, steps_per_epoch: int) -> float:
+        """The weight at a training step, counted from 0."""
+        started = step - self.start_epoch * steps_per_epoch
+        if started < 0:
+            return 0.0
+        return SCHEDULES[self.schedule](self.weight or 0.0, self.schedule_epochs * steps_per_epoch)(started)
+
+
+class MakeSchedule(Protocol):
+    """How a schedule is made."""
+
+    def __call__(self, beta: float, steps: int, /) -> Schedule:
+        """Make a schedule that ends at a weight."""
+
+
+def _constant(beta: float, _steps: int, /) -> Schedule:
+    return constant(beta)
+
+
+SCHEDULES: Mapping[str, MakeSchedule] = MappingProxyType(
+    {"constant": _constant, "linear": linear_warmup, "cyclic": cyclic}
+)
+"""Schedules by name: from the final weight and a number of steps."""

@@ -1,0 +1,7 @@
+"""Posteriors: what every head returns, and all mathematics on it in closed form."""
+
+from transfervae.posteriors.gaussian import DiagonalGaussian
+from transfervae.posteriors.point import PointPosterior
+from transfervae.posteriors.posterior import Posterior
+
+__all__ = ["DiagonalGaussian", "PointPosterior", "Posterior"]

@@ -1,0 +1,138 @@
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from skimage.metrics import peak_signal_noise_ratio
+from torch import Tensor
+
+from tests.strategies import SEEDS
+from transfervae import DiagonalGaussian, PointPosterior, VAEOutput
+from transfervae.errors import InvalidOptionError, UnknownNameError
+from transfervae.metrics import RMSE, make_metrics, mean_image_rmse
+from transfervae.metrics.latents import ACTIVE_VARIANCE
+
+NAMES = ("rmse", "kl", "active_units")
+
+
+def splits(count: int, cuts: list[int]) -> list[slice]:
+    edges = [0, *sorted({cut % count for cut in cuts} - {0}), count]
+    return [slice(first, last) for first, last in pairwise(edges)]
+
+
+def random_output(count: int, dims: int, seed: int) -> tuple[VAEOutput, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    scale = torch.logspace(-2, 0.5, dims)
+    offset = 3 * torch.randn(dims, generator=generator)
+    mean = offset + scale * torch.randn(count, dims, generator=generator)
+    posterior = DiagonalGaussian(mean, torch.randn(count, dims, generator=generator))
+    images, reconstruction = torch.rand(2, count, 3, 4, 5, generator=generator)
+    return VAEOutput(reconstruction, posterior, mean), images
+
+
+def batch_of(output: VAEOutput, part: slice) -> VAEOutput:
+    posterior = DiagonalGaussian(output.posterior.mean[part], output.posterior.variance[part].log())
+    return VAEOutput(output.reconstruction[part], posterior, output.latent[part])
+
+
+def naive(output: VAEOutput, images: Tensor) -> dict[str, float]:
+    mean, variance = (values.double().numpy() for values in (output.posterior.mean, output.posterior.variance))
+    errors = (output.reconstruction.double() - images.double()).numpy().reshape(len(images), -1)
+    return {
+        "rmse": np.mean(np.sqrt(np.mean(errors**2, axis=1) + 1e-8)).item(),
+        "kl": np.mean(np.sum(0.5 * (mean**2 + variance - 1 - np.log(variance)), axis=1)).item(),
+        "active_units": int(np.sum(np.var(mean, axis=0) > ACTIVE_VARIANCE)),
+    }
+
+
+@given(count=st.integers(1, 30), dims=st.integers(1, 8), seed=SEEDS, cuts=st.lists(st.integers(0, 100), max_size=5))
+def test_figures_agree_with_float64_however_the_data_are_split(
+    count: int, dims: int, seed: int, cuts: list[int]
+) -> None:
+    output, images = random_output(count, dims, seed)
+    metrics = make_metrics(NAMES)
+    for part in splits(count, cuts):
+        metrics.update(batch_of(output, part), images[part])
+    figures = {name: value.item() for name, value in metrics.compute().items()}
+    assert figures == pytest.approx(naive(output, images), rel=1e-5)
+
+
+def test_map_latents_are_counted_by_their_values() -> None:
+    mean = torch.zeros(4, 2, 3, 3)
+    mean[::2, 0, 1, 1] = 5.0
+    posterior = DiagonalGaussian(mean, torch.zeros_like(mean))
+    metrics = make_metrics(NAMES)
+    metrics.update(VAEOutput(torch.zeros(4, 3, 2, 2), posterior, mean), torch.zeros(4, 3, 2, 2))
+    assert metrics.compute()["active_units"].item() == 1
+
+
+def test_points_have_no_kl() -> None:
+    mean = torch.zeros(4, 2, 3, 3)
+    mean[::2, 0, 1, 1] = 5.0
+    metrics = make_metrics(NAMES)
+    metrics.update(VAEOutput(torch.zeros(4, 3, 2, 2), PointPosterior(mean, 0.8), mean), torch.zeros(4, 3, 2, 2))
+    figures = metrics.compute()
+    assert figures["kl"].item() == 0
+    assert figures["active_units"].item() == 1
+
+
+def test_reset_starts_empty_again() -> None:
+    output, images = random_output(5, 3, seed=0)
+    metrics = make_metrics(NAMES)
+    metrics.update(batch_of(output, slice(0, 4)), images[:4] * 0)
+    metrics.reset()
+    metrics.update(output, images)
+    assert metrics.compute()["rmse"].item() == pytest.approx(naive(output, images)["rmse"], rel=1e-5)
+
+
+@given(training=st.integers(1, 9), held_out=st.integers(1, 9), seed=SEEDS, cuts=st.lists(st.integers(0, 20)))
+def test_mean_image_rmse_agrees_with_float64_however_the_data_are_split(
+    training: int, held_out: int, seed: int, cuts: list[int]
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    seen, unseen = (torch.rand(count, 3, 4, 5, generator=generator) for count in (training, held_out))
+    value = mean_image_rmse(
+        [seen[part] for part in splits(training, cuts)], [unseen[part] for part in splits(held_out, cuts)]
+    )
+    errors = (unseen.double().numpy() - seen.double().numpy().mean(axis=0)).reshape(held_out, -1)
+    assert value == pytest.approx(np.mean(np.sqrt(np.mean(errors**2, axis=1) + 1e-8)), rel=1e-5)
+
+
+@given(count=st.integers(1, 6), seed=SEEDS)
+def test_psnr_and_ssim_are_means_over_images(count: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    images, noise = torch.rand(2, count, 3, 12, 14, generator=generator)
+    reconstruction = images + 0.3 * (noise - images)
+    zeros = torch.zeros(count, 2)
+    metrics = make_metrics(("psnr", "ssim"))
+    for part in splits(count, [2, 3]):
+        metrics.update(
+            VAEOutput(reconstruction[part], DiagonalGaussian(zeros[part], zeros[part]), zeros[part]), images[part]
+        )
+    figures = metrics.compute()
+    pairs = list(zip(images.double().numpy(), reconstruction.double().numpy(), strict=True))
+    psnr = np.mean([peak_signal_noise_ratio(one, other, data_range=1.0) for one, other in pairs])
+    assert figures["psnr"].item() == pytest.approx(psnr, rel=1e-4)
+    alone = [make_metrics(("ssim",)) for _ in range(count)]
+    for place, metric in enumerate(alone):
+        part = slice(place, place + 1)
+        metric.update(
+            VAEOutput(reconstruction[part], DiagonalGaussian(zeros[part], zeros[part]), zeros[part]), images[part]
+        )
+    mean = np.mean([metric.compute()["ssim"].item() for metric in alone])
+    assert figures["ssim"].item() == pytest.approx(mean, rel=1e-4)
+
+
+@pytest.mark.usefixtures("without_shape_checks")
+def test_metrics_may_be_ones_own_and_keep_their_order() -> None:
+    own = RMSE()
+    assert list(make_metrics(("kl", "rmse"))) == ["kl", "rmse"]
+    assert list(make_metrics({"mine": own})) == ["mine"]
+    with pytest.raises(UnknownNameError, match="Did you mean 'psnr'"):
+        make_metrics(("pnsr",))
+    with pytest.raises(InvalidOptionError, match="twice"):
+        make_metrics(("rmse", own))
+    with pytest.raises(InvalidOptionError, match=r"torchmetrics\.Metric"):
+        make_metrics({"mine": 5})  # type: ignore[dict-item]
