@@ -2,6 +2,7 @@
 
 import io
 import os
+import signal
 import subprocess
 import sys
 import traceback
@@ -81,6 +82,11 @@ def run_apart(
     )
 
 
+def heed_interruptions() -> None:
+    """Undo what a shell may have told the tests: a job in its background ignores Ctrl-C, and so do its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start(arguments: Sequence[str | Path]) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [*COMMAND, *map(str, arguments)],
@@ -88,6 +94,7 @@ def start(arguments: Sequence[str | Path]) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        preexec_fn=heed_interruptions,  # noqa: PLW1509 - set before any thread starts
     )
 
 

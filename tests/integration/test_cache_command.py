@@ -2,7 +2,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,10 +9,16 @@ import pytest
 import torch
 
 from tests.cache.small import contents
-from tests.integration.command import TINY, assert_one_line_error, assert_succeeds, environment, run
+from tests.integration.command import (
+    TINY,
+    assert_one_line_error,
+    assert_succeeds,
+    environment,
+    heed_interruptions,
+    run,
+)
 from tests.samples import make_backbone
 from transfervae.cache import FeatureCache
-from transfervae.cli import run as run_command
 from transfervae.data import ToyFaces
 from transfervae.errors import CacheError
 from transfervae.shapes import unit_images
@@ -38,33 +43,11 @@ main()
 
 
 class Answer(NamedTuple):
-    """What a command in this process left behind."""
+    """What a command left behind."""
 
     returncode: int
     stdout: str
     stderr: str
-
-
-Call = Callable[..., Answer]
-
-
-@pytest.fixture
-def call(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    without_shape_checks: None,  # noqa: ARG001 - typer passes None where it says bool
-) -> Call:
-    """Run a command in this process."""
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def answer(*arguments: str | Path) -> Answer:
-        monkeypatch.setattr(sys, "argv", ["transfervae", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            run_command()
-        code = ended.value.code
-        return Answer(code if isinstance(code, int) else 0, *capsys.readouterr())
-
-    return answer
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +64,7 @@ def start(driver: Path, *arguments: str | Path, shard_bytes: int = ROW_BYTES) ->
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=heed_interruptions,  # noqa: PLW1509 - set before any thread starts
     )
 
 
@@ -175,7 +159,7 @@ def test_a_killed_build_goes_on_to_the_same_files(whole: Build, driver: Path, tm
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
 
 
-def test_a_file_too_large_for_the_disk_ends_in_one_line_and_goes_on_later(call: Call, tmp_path: Path) -> None:
+def test_a_file_too_large_for_the_disk_ends_in_one_line_and_goes_on_later(tmp_path: Path) -> None:
     folder = tmp_path / "full"
     command = [sys.executable, "-m", "transfervae", *CACHE, "--out", str(folder)]
     limited = subprocess.run(
@@ -187,7 +171,7 @@ def test_a_file_too_large_for_the_disk_ends_in_one_line_and_goes_on_later(call: 
     )
     assert_one_line_error(limited, "00000.images.npy", "cannot be written", "File too large")
     assert not list(folder.glob("*.tmp"))
-    assert call(*CACHE, "--out", folder).returncode == 0
+    assert run(*CACHE, "--out", folder).returncode == 0
     FeatureCache(folder).verify()
 
 
@@ -202,43 +186,43 @@ def test_the_command_on_two_devices_prints_once(tmp_path: Path) -> None:
     cache.verify()
 
 
-def test_the_same_command_again_has_nothing_to_do(whole: Build, call: Call) -> None:
+def test_the_same_command_again_has_nothing_to_do(whole: Build) -> None:
     before = {path: path.stat().st_mtime_ns for path in whole.folder.iterdir()}
-    answer = call(*CACHE, "--out", whole.folder)
+    answer = run(*CACHE, "--out", whole.folder)
     assert (answer.returncode, answer.stderr) == (0, "")
     assert "features computed" not in answer.stdout
     assert {path: path.stat().st_mtime_ns for path in whole.folder.iterdir()} == before
 
 
-def test_other_options_are_refused_and_named(whole: Build, call: Call) -> None:
+def test_other_options_are_refused_and_named(whole: Build) -> None:
     for options, words in (
         (("--backbone.node", "1"), "node is 4, not 1"),
         (("--dtype", "bfloat16"), "dtype is float16, not bfloat16"),
         (("--dataset.faces", "61"), f"rows is {FACES}, not 61"),
         (("--dataset.flips",), "flips is False, not True"),
     ):
-        answer = call(*CACHE, *options, "--out", whole.folder)
+        answer = run(*CACHE, *options, "--out", whole.folder)
         assert answer.returncode == 2
         assert words in answer.stderr
         assert len(answer.stderr.strip().splitlines()) == 1
     FeatureCache(whole.folder).verify()
 
 
-def test_verify_finds_a_changed_file(call: Call, tmp_path: Path) -> None:
+def test_verify_finds_a_changed_file(tmp_path: Path) -> None:
     folder = tmp_path / "cache"
     FeatureCache.build(make_backbone("resnet"), ToyFaces(3, 32, dtype=torch.uint8), folder)
-    answer = call("cache", "--verify", "--out", folder)
+    answer = run("cache", "--verify", "--out", folder)
     assert (answer.returncode, answer.stderr) == (0, "")
     assert "are as they were written" in answer.stdout
     content = bytearray((folder / "00000.features.npy").read_bytes())
     content[-1] ^= 1
     (folder / "00000.features.npy").write_bytes(content)
-    answer = call("cache", "--verify", "--out", folder)
+    answer = run("cache", "--verify", "--out", folder)
     assert answer.returncode == 2
     assert "00000.features.npy' was changed after it was written" in answer.stderr
     (folder / "00000.json").unlink()
-    assert call(*CACHE, "--dataset.faces", "3", "--out", folder).returncode == 0
-    assert call("cache", "--verify", "--out", folder).returncode == 0
+    assert run(*CACHE, "--dataset.faces", "3", "--out", folder).returncode == 0
+    assert run("cache", "--verify", "--out", folder).returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -252,17 +236,15 @@ def test_verify_finds_a_changed_file(call: Call, tmp_path: Path) -> None:
         (("--out", "src"), "holds other files (transfervae)"),
     ],
 )
-def test_wrong_options_are_answered_in_one_line(
-    options: tuple[str, ...], words: str, call: Call, tmp_path: Path
-) -> None:
-    answer = call(*CACHE, "--out", tmp_path / "cache", *options)
+def test_wrong_options_are_answered_in_one_line(options: tuple[str, ...], words: str, tmp_path: Path) -> None:
+    answer = run(*CACHE, "--out", tmp_path / "cache", *options)
     assert answer.returncode == 2
     assert words in answer.stderr
     assert len(answer.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "cache").exists()
 
 
-def test_verify_needs_a_cache(call: Call, tmp_path: Path) -> None:
-    answer = call("cache", "--verify", "--out", tmp_path / "nowhere")
+def test_verify_needs_a_cache(tmp_path: Path) -> None:
+    answer = run("cache", "--verify", "--out", tmp_path / "nowhere")
     assert answer.returncode == 2
     assert "no feature cache" in answer.stderr

@@ -167,3 +167,26 @@ def test_help_explains_itself(command: tuple[str, ...]) -> None:
     screen = assert_succeeds(run(*command, "--help"))
     assert "Usage" in screen
     assert "--help" in screen
+
+
+def test_a_run_is_resumed_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "photos").mkdir()
+    for number in range(8):
+        Image.new("RGB", (32, 32), (30 * number, 90, 160)).save(tmp_path / "photos" / f"{number}.png")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert_succeeds(run("train", "photos", *TINY, "--epochs", "1", "--out", "run"))
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    screen = assert_succeeds(run("train", "--resume", "--epochs", "2", "--out", tmp_path / "run"))
+    assert "epoch   2/2" in screen
+    assert len((tmp_path / "run" / "val_images.txt").read_text().split()) == 1
+
+
+def test_two_folders_and_held_out_images_of_their_own_can_be_given(tmp_path: Path) -> None:
+    for name in ("one", "two", "val"):
+        (tmp_path / name).mkdir()
+        for number in range(4):
+            Image.new("RGB", (32, 32), (60 * number, 90, 160)).save(tmp_path / name / f"{number}.png")
+    folders = (tmp_path / "one", tmp_path / "two", "--val-data", tmp_path / "val")
+    screen = assert_succeeds(run("train", *folders, *TINY, "--epochs", "2", "--out", tmp_path / "run"))
+    assert "8 images to train on, 4 held out" in screen
