@@ -27,7 +27,7 @@ ROUNDS = 2
 """Rounds in which all executions are timed in turn; the best time counts, so that other load hits them alike."""
 
 HOPELESS = 3.0
-"""A execution whose first two runs take so many times as long as the fastest one's is not measured further."""
+"""An execution is dropped once its first two runs take this many times as long as the fastest one's."""
 
 
 class Execution(NamedTuple):

@@ -70,10 +70,20 @@ def run_apart(
     *arguments: str | Path, cwd: Path | None = None, before: Callable[[], None] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run a command in a process of its own."""
+    return run_python("-m", "transfervae", *arguments, cwd=cwd, before=before)
+
+
+def run_python(
+    *arguments: str | Path,
+    cwd: Path | None = None,
+    before: Callable[[], None] | None = None,
+    path: Sequence[str | Path] = (),
+) -> subprocess.CompletedProcess[str]:
+    """Run Python in a process of its own, with further folders to import from."""
     return subprocess.run(
-        [*COMMAND, *map(str, arguments)],
+        [sys.executable, *map(str, arguments)],
         cwd=cwd,
-        env=environment(),
+        env=environment() | ({"PYTHONPATH": os.pathsep.join(map(str, path))} if path else {}),
         capture_output=True,
         text=True,
         timeout=300,

@@ -1,7 +1,5 @@
 import json
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +8,7 @@ import pytest
 import torch
 
 from tests.cache.small import contents
-from tests.integration.command import TINY, assert_one_line_error, assert_succeeds, environment, run
+from tests.integration.command import TINY, assert_one_line_error, assert_succeeds, run, run_python
 from tests.integration.test_cache_command import ROW_BYTES, start, wait_for_shards
 from tests.integration.test_interruption import assert_same_run, wait_for_epoch
 from tests.runs import Small
@@ -162,15 +160,7 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[
     for name in ("continued", "one shard"):
         FeatureCache.build(make_backbone("resnet"), faces, root / name)
         (root / name / "00000.json").unlink()
-    process = subprocess.run(
-        [sys.executable, root / "script.py", root],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert process.returncode == 0, process.stdout + process.stderr
+    assert_succeeds(run_python(root / "script.py", root))
     return root, [json.loads((root / f"rank{rank}").read_text()) for rank in (0, 1)]
 
 

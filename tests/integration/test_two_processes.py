@@ -1,10 +1,9 @@
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.integration.command import TINY, assert_succeeds, environment, run
+from tests.integration.command import TINY, assert_succeeds, run, run_python
 
 SCRIPT = """
 import hashlib, os, sys
@@ -36,15 +35,7 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ddp")
     script = folder / "script.py"
     script.write_text(SCRIPT)
-    process = subprocess.run(
-        [sys.executable, script, folder / "run"],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert process.returncode == 0, process.stdout + process.stderr
+    assert_succeeds(run_python(script, folder / "run"))
     return folder / "run"
 
 
@@ -69,19 +60,11 @@ def test_the_command_prints_once(tmp_path: Path) -> None:
 
 
 def test_torchrun_starts_the_processes_too(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "transfervae", "train"]
+    command = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "transfervae", "train"]
     options = " ".join(TINY).replace("--engine.devices 1", "--engine.devices 2 --engine.strategy ddp").split()
-    process = subprocess.run(
-        [*command, *options, "--epochs", "2", "--out", str(tmp_path / "run")],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert process.returncode == 0, process.stdout + process.stderr
-    assert process.stdout.count("epoch   2/2") == 1
-    assert process.stdout.count("RMSE of the mean training image") == 1
+    screen = assert_succeeds(run_python(*command, *options, "--epochs", "2", "--out", str(tmp_path / "run")))
+    assert screen.count("epoch   2/2") == 1
+    assert screen.count("RMSE of the mean training image") == 1
     assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) == 3
 
 
@@ -96,13 +79,5 @@ mine.train(__import__("pathlib").Path(sys.argv[1]), epochs=2)
 def test_terms_with_optimisers_of_their_own_train_on_two_ranks(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(EXTENSION)
-    process = subprocess.run(
-        [sys.executable, script, tmp_path / "run"],
-        env={**environment(), "PYTHONPATH": ":".join([str(Path.cwd()), *sys.path])},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert process.returncode == 0, process.stdout + process.stderr
+    assert_succeeds(run_python(script, tmp_path / "run", path=[Path.cwd(), *sys.path]))
     assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) == 3

@@ -87,6 +87,17 @@ def test_a_normalised_gaussian_is_the_distribution_of_normalised_draws(q: Diagon
     assert_close(q.normalised(mean, std).kl_per_dimension(), q.kl_per_dimension(_undone(q, mean, std)))
 
 
+@given(mean=points(), seed=SEEDS)
+def test_no_gradient_flows_through_a_detached_posterior_that_draws_the_same(mean: Tensor, seed: int) -> None:
+    leaf = mean.clone().requires_grad_()
+    for posterior in (DiagonalGaussian(leaf, leaf), PointPosterior(leaf), PointPosterior(leaf, leaf.abs())):
+        detached = posterior.detach()
+        draw = detached.sample(generator=seeded(seed))
+        assert torch.equal(draw, posterior.sample(generator=seeded(seed)))
+        assert not draw.requires_grad
+        assert not any(value.requires_grad for value in detached.moments().values())
+
+
 def _undone(q: DiagonalGaussian, mean: Tensor, std: Tensor) -> DiagonalGaussian:
     """The standard normal of the scaled space, as it lies in the unscaled one: KL does not depend on the scale."""
     return DiagonalGaussian(mean.expand_as(q.mean), 2 * std.log().expand_as(q.mean))

@@ -9,6 +9,7 @@ import pytest
 import torch
 from rich.console import Console
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from tests.cache.small import Noise, assert_holds, tiny_backbone, write_pictures
 from tests.runs import Small
@@ -251,3 +252,29 @@ def test_a_begun_build_keeps_its_precision(tmp_path: Path) -> None:
     assert again.manifest.computed_in == "bfloat16"
     assert again.folder.joinpath("00000.features.npy").read_bytes() == before
     assert len(again) == len(Noise())
+
+
+class Jittered(Dataset[Tensor]):
+    """A data set with a random transform of its own."""
+
+    def __len__(self) -> int:
+        return 24
+
+    def __getitem__(self, index: int) -> Tensor:
+        return (torch.full((3, 32, 32), index / 24) + 0.02 * torch.rand(3, 32, 32)).clamp(0, 1)
+
+
+@pytest.mark.parametrize("val", [None, Jittered()])
+def test_a_data_set_that_is_random_itself_is_not_cached_and_trains(val: Any, tmp_path: Path) -> None:
+    screen = io.StringIO()
+    result = Small(data=Jittered()).train(tmp_path, val_data=val, console=Console(file=screen, width=300))
+    assert len(result.rows) == 2
+    assert "features are computed in every epoch: the data set gives other images" in screen.getvalue()
+    assert not (tmp_path / "features").exists()
+
+
+def test_a_data_set_without_files_is_said_to_be_told_by_its_pixels(tmp_path: Path) -> None:
+    screen = io.StringIO()
+    images = torch.rand(24, 3, 32, 32)
+    Small(data=images, epochs=1).train(tmp_path, console=Console(file=screen, width=300))
+    assert "told from others by the pixels of some of its images" in screen.getvalue()

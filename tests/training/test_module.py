@@ -1,4 +1,5 @@
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import transfervae as tv
+from tests.runs import Small
 from tests.samples import KINDS, make_backbone, shared_backbone
 from transfervae.cache import CachedItem
 from transfervae.execution import MEMORY_FORMATS, PRECISIONS, Execution
@@ -200,3 +202,41 @@ def test_a_checkpoint_of_the_default_model_is_small_and_holds_no_backbone(tmp_pa
     assert (tmp_path / "last.safetensors").stat().st_size < 40e6
     vae.save_pretrained(tmp_path / "model")
     assert (tmp_path / "model" / "model.safetensors").stat().st_size < 40e6 / 3
+
+
+class Judging(tv.Term):
+    """A term whose optimiser has a part of its parameters only, as a discriminator on frozen features."""
+
+    name = "judging"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frozen = torch.nn.Conv2d(3, 2, 4).requires_grad_(requires_grad=False)
+        self.judge = torch.nn.Conv2d(2, 1, 1)
+        self.carried: list[bool] = []
+
+    def forward(self, output: Any, images: Tensor) -> Tensor:
+        verdict: Tensor = self.judge(self.frozen(output.reconstruction)).flatten(1).mean(dim=1)
+        return images.flatten(1).mean(dim=1) - verdict
+
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.judge.parameters(), lr=0.1)
+
+    def own_loss(self, output: Any, images: Tensor) -> Tensor:
+        given = (output.reconstruction, output.latent, output.posterior.mean, output.posterior.logvar)
+        self.carried.append(any(value.requires_grad for value in given))
+        loss: Tensor = self.judge(self.frozen(images)).mean() + output.posterior.mean.mean()
+        return loss
+
+
+def test_a_term_s_own_step_neither_thaws_its_frozen_parts_nor_reaches_the_model(tmp_path: Path) -> None:
+    term = Judging()
+    before = [value.clone() for value in (term.frozen.weight, term.judge.weight)]
+    objective = tv.Objective("rmse", tv.Spec("kl", weight=1e-4), tv.WeightedTerm(term, weight=0.01))
+    replace(Small(faces=24, epochs=1), objective=objective).train(tmp_path)
+    assert not any(parameter.requires_grad for parameter in term.frozen.parameters())
+    assert torch.equal(term.frozen.weight, before[0])
+    assert term.frozen.weight.grad is None
+    assert not torch.equal(term.judge.weight, before[1])
+    assert term.carried
+    assert not any(term.carried)

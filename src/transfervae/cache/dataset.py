@@ -12,7 +12,7 @@ from transfervae.data.dataset import content_record, find_image, image_pixels
 from transfervae.errors import InvalidOptionError
 
 PROBES = 8
-"""So many items are read `READINGS` times to see whether they are always the same."""
+"""Number of items that are read `READINGS` times to see whether they are always the same."""
 
 READINGS = 3
 

@@ -23,7 +23,10 @@ IMAGE_KEYS = ("image", "img", "pixel_values")
 LABEL_KEYS = ("label", "labels", "target", "class")
 
 PROBED = 64
-"""So many items of a data set without files are hashed to tell it from others."""
+"""Number of items that are hashed to tell a data set without files from others."""
+
+RANDOM = "random"
+"""Stands for the checksum of a data set that transforms its images at random."""
 
 
 class ItemRecord(NamedTuple):
@@ -71,6 +74,16 @@ class ImageDataset(Dataset[Tensor]):
     def identity(self) -> Mapping[str, object]:
         """What tells the data set from another, in plain values."""
         raise NotImplementedError
+
+    @property
+    def is_random(self) -> bool:
+        """Whether an item is another image whenever it is read."""
+        return False
+
+    @property
+    def is_told_by_pixels(self) -> bool:
+        """Whether `identity` has nothing better than the pixels of some items to tell the data set from others."""
+        return False
 
     def name_of(self, index: int) -> str:
         """Name of an item for people: a file's path within its folder, or its place."""
@@ -124,6 +137,16 @@ class WrappedImages(ImageDataset):
         """Class, number of items, and a checksum over the pixels of some of them."""
         return {"kind": type(self.source).__name__, "items": len(self), "content": self._content}
 
+    @property
+    def is_random(self) -> bool:
+        """Whether the data set transforms its images at random, as far as some of them show."""
+        return self._content == RANDOM
+
+    @property
+    def is_told_by_pixels(self) -> bool:
+        """True."""
+        return True
+
     @cached_property
     def _content(self) -> str:
         """A checksum over the pixels of some items: a data set without files has no name of its own.
@@ -132,7 +155,7 @@ class WrappedImages(ImageDataset):
         """
         rows = sorted({place * (len(self) - 1) // (PROBED - 1) for place in range(PROBED)})
         first, second = (_checksum(self, rows) for _ in range(2))
-        return f"{first:08x}" if first == second else "random"
+        return f"{first:08x}" if first == second else RANDOM
 
     @property
     def classes(self) -> Sequence[str] | None:
@@ -208,6 +231,16 @@ class JoinedImages(ImageDataset):
     def identity(self) -> Mapping[str, object]:
         """The identities of both."""
         return {"training": dict(self.parts[0].identity), "val": dict(self.parts[1].identity)}
+
+    @property
+    def is_random(self) -> bool:
+        """Whether one of the parts is."""
+        return any(part.is_random for part in self.parts)
+
+    @property
+    def is_told_by_pixels(self) -> bool:
+        """Whether one of the parts is."""
+        return any(part.is_told_by_pixels for part in self.parts)
 
     def describe_item(self, index: int) -> ItemRecord:
         """An item's name, size and time of change; a checksum of its pixels where it is no file."""

@@ -27,7 +27,7 @@ def open_dataset(
     Args:
         data: A folder, or several folders and files; a tensor or array `[n, 3, h, w]`, uint8 or floating point in
             [0, 1]; or any map-style data set whose items are images (tensors, arrays, Pillow images), tuples that begin
-            with one, or mappings that hold one: those of torchvision and of Hugging Face are such.
+            with one, or mappings that hold one: as those of torchvision and of Hugging Face do.
         image_size: Height and width of the items.
         verify: Of folders, read every file now, so that a bad one shows.
         skip_bad: Of folders, leave unreadable files out; they are listed in `bad`.

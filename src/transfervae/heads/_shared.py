@@ -13,7 +13,7 @@ LOGVAR_BOUND = 10.0
 """log-variances stay within ±10: standard deviations from 0.0067 to 148."""
 
 REFERENCE_INPUTS = 2048
-"""So many inputs a layer may have before they are scaled down."""
+"""Largest number of inputs of a layer that are not scaled down."""
 
 INITIAL_KL = 10.0
 """Upper limit of the expected KL of a latent vector at the first step, in nats."""

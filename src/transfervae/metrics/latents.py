@@ -4,41 +4,23 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from transfervae.metrics.mean import MeanOverImages
 from transfervae.model import VAEOutput
 from transfervae.options import records_options
-from transfervae.shapes import Images
+from transfervae.shapes import Images, PerItem
 
 ACTIVE_VARIANCE = 0.01
 
 
 @records_options
-class MeanKL(Metric):
+class MeanKL(MeanOverImages):
     """KL to the standard normal, summed over latent dimensions, mean over images, in nats."""
 
     higher_is_better = False
-    is_differentiable = False
-    count: Tensor
-    total: Tensor
 
-    def __init__(self) -> None:
-        """Start empty."""
-        super().__init__()
-        for name in ("count", "total"):
-            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-
-    def update(self, output: VAEOutput, images: Images) -> None:
-        """Add one batch.
-
-        Args:
-            output: What the model gave.
-            images: The images, `[b, 3, h, w]` in [0, 1].
-        """
-        self.count += len(images)
-        self.total += output.posterior.kl().double().sum()
-
-    def compute(self) -> Tensor:
-        """The mean over the images, in nats."""
-        return self.total / self.count
+    def values(self, output: VAEOutput, images: Images) -> PerItem:  # noqa: ARG002 - the base class's signature
+        """The value of each image, `[b]`."""
+        return output.posterior.kl()
 
 
 @records_options

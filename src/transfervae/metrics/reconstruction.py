@@ -2,45 +2,24 @@
 
 from typing import Any
 
-import torch
-from torch import Tensor
-from torchmetrics import Metric
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
 from transfervae.losses import rmse
+from transfervae.metrics.mean import MeanOverImages
 from transfervae.model import VAEOutput
 from transfervae.options import records_options
-from transfervae.shapes import Images
+from transfervae.shapes import Images, PerItem
 
 
 @records_options
-class RMSE(Metric):
+class RMSE(MeanOverImages):
     """Root of the squared error's mean over channels and pixels of each image, mean over images, as `losses.rmse`."""
 
     higher_is_better = False
-    is_differentiable = False
-    count: Tensor
-    total: Tensor
 
-    def __init__(self) -> None:
-        """Start empty."""
-        super().__init__()
-        for name in ("count", "total"):
-            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-
-    def update(self, output: VAEOutput, images: Images) -> None:
-        """Add one batch.
-
-        Args:
-            output: What the model gave.
-            images: The images, `[b, 3, h, w]` in [0, 1].
-        """
-        self.count += len(images)
-        self.total += rmse(output.reconstruction, images).double().sum()
-
-    def compute(self) -> Tensor:
-        """The mean over the images, in [1e-4, 1]."""
-        return self.total / self.count
+    def values(self, output: VAEOutput, images: Images) -> PerItem:
+        """The value of each image, `[b]`."""
+        return rmse(output.reconstruction, images)
 
 
 @records_options

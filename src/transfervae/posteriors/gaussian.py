@@ -93,6 +93,10 @@ class DiagonalGaussian:
         """Differential entropy, summed over latent dimensions, in nats, `[b]`."""
         return 0.5 * _sum_per_item(self.logvar + math.log(2 * math.pi * math.e))
 
+    def detach(self) -> "DiagonalGaussian":
+        """The same distributions, through which no gradient flows."""
+        return DiagonalGaussian(self.mean.detach(), self.logvar.detach())
+
     def without_noise(self) -> "DiagonalGaussian":
         """The distribution itself: its draws are what it is for."""
         return self

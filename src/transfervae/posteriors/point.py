@@ -71,6 +71,10 @@ class PointPosterior:
         """Zeros, `[b]`."""
         return self.mean.new_zeros(len(self.mean))
 
+    def detach(self) -> "PointPosterior":
+        """The same points and noise, through which no gradient flows."""
+        return PointPosterior(self.mean.detach(), self.tau.detach() if isinstance(self.tau, Tensor) else self.tau)
+
     def without_noise(self) -> "PointPosterior":
         """The points alone."""
         return PointPosterior(self.mean)

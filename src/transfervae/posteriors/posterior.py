@@ -37,6 +37,9 @@ class Posterior(Protocol):
     def kl_per_dimension(self) -> Latents:
         """KL to the standard normal of each latent dimension, in nats, `[b, ...]`."""
 
+    def detach(self) -> "Posterior":
+        """The same posterior, through which no gradient flows."""
+
     def without_noise(self) -> "Posterior":
         """The posterior of latents as they are stored and generated: without noise that belongs to training alone."""
 

@@ -35,6 +35,8 @@ def describe_backbone_of(console: Console, dataset: ImageDataset, vae: TransferV
     """Print skipped files, the backbone with its licence, and a warning if it is not pretrained."""
     for reason in dataset.bad.values():
         console.print(f"[yellow]skipped:[/] {escape(reason)}", soft_wrap=True, highlight=False)
+    if dataset.is_told_by_pixels and not dataset.is_random:
+        console.print("the data set has no files: it is told from others by the pixels of some of its images")
     origin = vae.backbone.provenance
     console.print(f"backbone {origin.name} at {origin.place}, licence of its weights: {_name_license(origin.license)}")
     if origin.weights is None:

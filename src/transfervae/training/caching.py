@@ -38,7 +38,7 @@ from transfervae.training.images import RunImages
 from transfervae.training.options import EngineOptions
 
 RUN_FILES = 11
-"""A run writes so many times its parameters: two checkpoints and one aside, each with two moments, and the model."""
+"""Copies of its parameters that a run writes: two checkpoints and one aside, each with two moments, and the model."""
 
 
 def open_cache(
@@ -334,6 +334,8 @@ def _as_begun(folder: Path, execution: Execution) -> Execution:
 def _reason_against(epochs: int, images: RunImages) -> str | None:
     if images.transform is not None:
         return "training images pass through a transform, and may be others in every epoch"
+    if images.dataset.is_random:
+        return "the data set gives other images whenever it is read"
     if epochs == 1:
         return "there is only one"
     return None

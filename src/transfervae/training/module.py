@@ -93,6 +93,7 @@ class VAEModule(pl.LightningModule):
         self._train_means = _means_of(objective)
         self._val_means = _means_of(objective)
         self._own_terms = objective.terms_with_optimizer()
+        self._own_parameters: list[nn.Parameter] = []
         self._generator: torch.Generator | None = None
         ema = self.optimizer.ema
         self._average = None if ema is None else WeightAverage(self.vae.trainable_parameters(), ema)
@@ -103,8 +104,7 @@ class VAEModule(pl.LightningModule):
         batches = int(self.trainer.num_training_batches)
         step = self.current_epoch * batches + index
         self.weights = self.objective.weights_at(step, batches)
-        for term in self._own_terms.values():
-            term.requires_grad_(requires_grad=False)  # the model's step is not to leave gradients there
+        self._require_own_gradients(requires_grad=False)  # the model's step is not to leave gradients in a term
         output, images = self._run(batch)
         value = self._objective_of(output, images, self.weights)
         self._note(self._train_means, value, len(images))
@@ -116,7 +116,7 @@ class VAEModule(pl.LightningModule):
 
     @override
     def on_validation_start(self) -> None:
-        """Evaluate the averaged weights, if there are such."""
+        """Evaluate the averaged weights, if there are any."""
         self._restoring = self.evaluated_weights()
         self._restoring.__enter__()
 
@@ -145,7 +145,9 @@ class VAEModule(pl.LightningModule):
             fused=self.device.type in FUSED,
         )
         scheduler = LambdaLR(optimizer, lambda step: self._rate(step))  # noqa: PLW0108 - a method would be saved
-        own = [term.make_optimizer() for term in self._own_terms.values()]
+        own = [cast(torch.optim.Optimizer, term.make_optimizer()) for term in self._own_terms.values()]
+        groups = [group for each in own for group in each.param_groups]
+        self._own_parameters = [value for group in groups for value in group["params"] if value.requires_grad]
         return [optimizer, *own], [{"scheduler": scheduler, "interval": "step"}]
 
     @override
@@ -228,9 +230,9 @@ class VAEModule(pl.LightningModule):
 
     def _step_terms(self, output: VAEOutput, images: Images) -> None:
         """One step of each term that has an optimiser, on what the model gave before its step."""
-        detached = VAEOutput(output.reconstruction.detach(), output.posterior, output.latent.detach())
+        detached = VAEOutput(output.reconstruction.detach(), output.posterior.detach(), output.latent.detach())
+        self._require_own_gradients(requires_grad=True)
         for optimizer, (name, term) in zip(self._optimizers()[1:], self._own_terms.items(), strict=True):
-            term.requires_grad_(requires_grad=True)
             if not self.weights[name]:
                 continue
             with self.execution.autocast(images.device):
@@ -238,6 +240,10 @@ class VAEModule(pl.LightningModule):
             self.manual_backward(loss)
             optimizer.step()
             optimizer.zero_grad()
+
+    def _require_own_gradients(self, *, requires_grad: bool) -> None:
+        for parameter in self._own_parameters:
+            parameter.requires_grad_(requires_grad)
 
     def _optimizers(self) -> list[LightningOptimizer]:
         optimizers: Any = self.optimizers()

@@ -56,10 +56,10 @@ from transfervae.training.run_folder import Monitor, RunFolder, RunRecorder, mon
 
 EXAMPLES = 8
 MEAN_IMAGE_SAMPLE = 10_000
-"""At most so many training images make the mean image."""
+"""Largest number of training images in the mean image."""
 
 SCALING_SAMPLE = 512
-"""So many training images, or a batch if that is more, give the scaling of latents whose prior needs one."""
+"""Number of training images, or a batch if that is more, that set the scale of the latents for priors that need it."""
 
 AnyObjective: TypeAlias = Objective | str | Sequence[Any] | Mapping[str, Any]
 AnyModel: TypeAlias = TransferVAE | AnySpec
