@@ -34,12 +34,12 @@ from transfervae.scaling import LatentScaling
 from transfervae.shapes import parse_image_size
 
 OWN = "own:"
-"""How a part of one's own is marked in a configuration, before its class."""
+"""Marks a part of your own in a configuration, before the name of its class."""
 
 
 @runtime_checkable
 class Saveable(Protocol):
-    """What is saved of a model: `TransferVAE` has it."""
+    """A model as it is saved: `TransferVAE` is one."""
 
     backbone: FrozenBackbone
     head: nn.Module
@@ -64,7 +64,7 @@ ModelOut_co = TypeVar("ModelOut_co", covariant=True)
 
 @runtime_checkable
 class Compose(Protocol[ModelOut_co]):
-    """How a model is composed of its parts: `TransferVAE` itself."""
+    """Composes a model of its parts: `TransferVAE` does."""
 
     def __call__(
         self,

@@ -1,4 +1,4 @@
-"""What backbones there are, and what each gives."""
+"""The catalogue of backbones, and the features of each."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence

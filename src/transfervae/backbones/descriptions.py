@@ -1,4 +1,4 @@
-"""What a backbone gives at each of its nodes: found by asking the network, without memory for its weights."""
+"""The features of a backbone at each of its nodes, found by running the network without memory for its weights."""
 
 from dataclasses import dataclass
 from importlib import import_module
@@ -33,7 +33,7 @@ class NodeDescription:
 
 @dataclass(frozen=True)
 class BackboneDescription:
-    """What a backbone gives.
+    """The features of a backbone.
 
     Attributes:
         name: As `create_backbone` takes it.
@@ -53,7 +53,7 @@ class BackboneDescription:
 
     @property
     def default(self) -> NodeDescription:
-        """What the default node gives."""
+        """The features at the default node."""
         return next(entry for entry in self.nodes if entry.node == self.default_node)
 
     @property

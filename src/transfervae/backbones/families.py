@@ -69,7 +69,7 @@ def find_creator(name: str) -> Family:
 
 
 def resolve_backbone_name(name: str, weights: object = "default") -> tuple[str, str]:
-    """What "auto" stands for: vgg19, or packaged where vgg19's weights cannot be fetched.
+    """Choose the backbone for "auto": vgg19, or packaged where vgg19's weights cannot be fetched.
 
     Args:
         name: A backbone's name; another than "auto" stands for itself.
@@ -135,4 +135,4 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
 """Families by the name of their backbone; timm's by the prefix of theirs."""
 
 FAMILY_NAMES = tuple(name if name != TIMM_PREFIX else "timm:NAME" for name in FAMILIES)
-"""What a backbone's name can be, for people."""
+"""The forms that a backbone's name can take, for messages."""

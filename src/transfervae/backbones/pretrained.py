@@ -1,4 +1,4 @@
-"""Where other libraries' models are read from: a folder, the Hugging Face Hub, or memory."""
+"""Sources of other libraries' models: a folder, the Hugging Face Hub, or memory."""
 
 import os
 import re
@@ -16,7 +16,7 @@ from transfervae.files import read_json
 
 CONFIG_FILE = "config.json"
 INDEX_END = ".safetensors.index.json"
-"""How the name of a file ends that says which of several shards holds which tensor."""
+"""End of the name of the file that lists which shard holds which tensor."""
 
 WEIGHTS_FILES = (
     "diffusion_pytorch_model.safetensors",

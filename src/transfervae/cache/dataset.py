@@ -19,7 +19,7 @@ READINGS = 3
 
 @runtime_checkable
 class CacheableData(Protocol):
-    """What a data set needs to be cached: its items never change. `ImageFolder` and `ToyFaces` are such.
+    """What a data set needs to be cached: its items never change. `ImageFolder` and `ToyFaces` meet it.
 
     Items are `[3, h, w]`, uint8, or floating point in [0, 1], which is rounded to 8 bits.
     """

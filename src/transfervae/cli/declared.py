@@ -17,7 +17,7 @@ Tree: TypeAlias = dict[str, Any]
 Key: TypeAlias = tuple[str, ...]
 
 UNREAD: Any = object()
-"""What `_read_text` gives for text that is not of a type."""
+"""The result of `_read_text` for text that is not of the type."""
 
 
 class Section(NamedTuple):

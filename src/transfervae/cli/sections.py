@@ -39,7 +39,7 @@ def is_completing() -> bool:
 
 
 class Choices:
-    """What a command line and a file choose by name, found before anything is parsed.
+    """The parts that a command line and a file choose by name, found before anything is parsed.
 
     Attributes:
         file: The file's options, without those of parts that the command line replaces.

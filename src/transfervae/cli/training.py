@@ -23,7 +23,7 @@ from transfervae.options import Option, options_of, plain
 
 OUT = "runs/faces"
 RECORDS = ("images", "versions", "transfervae_format")
-"""What a run's own configuration holds beside options."""
+"""The entries of a run's configuration other than options."""
 
 DATA = inspect.Parameter(
     "data",

@@ -18,7 +18,7 @@ from transfervae.errors import InvalidImageError, InvalidOptionError
 from transfervae.shapes import check_image_range
 
 IMAGE_KEYS = ("image", "img", "pixel_values")
-"""Where an image is looked for in an item that is a mapping; else its only value that is an image is taken."""
+"""Keys of an image in an item that is a mapping; without them, its only value that is an image is taken."""
 
 LABEL_KEYS = ("label", "labels", "target", "class")
 
@@ -30,7 +30,7 @@ RANDOM = "random"
 
 
 class ItemRecord(NamedTuple):
-    """What tells an item, and its state, from another without reading it.
+    """Identifies an item and its state without reading it.
 
     Attributes:
         name: Its name within the data set; of a file in a folder, the path from there, with `/`.
@@ -44,7 +44,7 @@ class ItemRecord(NamedTuple):
 
 
 class ImageDataset(Dataset[Tensor]):
-    """What runs and caches need of a data set: `ImageFolder`, `ToyFaces`, and what `open_dataset` makes of others.
+    """Base of the data sets that runs and caches use: `ImageFolder`, `ToyFaces`, and the wrappers of `open_dataset`.
 
     Items are images `[3, h, w]`, uint8 in runs and caches.
 
@@ -72,7 +72,7 @@ class ImageDataset(Dataset[Tensor]):
 
     @property
     def identity(self) -> Mapping[str, object]:
-        """What tells the data set from another, in plain values."""
+        """Plain values that identify the data set."""
         raise NotImplementedError
 
     @property
@@ -260,7 +260,7 @@ class JoinedImages(ImageDataset):
 
 
 def content_record(name: str, pixels: Tensor) -> ItemRecord:
-    """What tells an item without a file: a checksum of its pixels."""
+    """The record of an item without a file: a checksum of its pixels."""
     return ItemRecord(name, pixels.numel(), zlib.crc32(pixels.contiguous().numpy().tobytes()))
 
 

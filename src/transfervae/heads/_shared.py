@@ -1,4 +1,4 @@
-"""What heads share: checks of shapes, a bounded log-variance, layers in float32, and quiet initial weights."""
+"""Shared code of heads: checks of shapes, a bounded log-variance, layers in float32, small initial weights."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""How much the latents tell."""
+"""Metrics of latents."""
 
 import torch
 from torch import Tensor

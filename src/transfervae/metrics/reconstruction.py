@@ -1,4 +1,4 @@
-"""How close reconstructions are to their images."""
+"""Metrics of reconstructions."""
 
 from typing import Any
 

@@ -15,7 +15,7 @@ from transfervae.shapes import Images, Latents, PerItem, Scalar, check_nonnegati
 
 @runtime_checkable
 class ModelOutput(Protocol):
-    """What terms are computed from: `VAEOutput` has it."""
+    """The model's output, as terms read it; `VAEOutput` is one."""
 
     @property
     def reconstruction(self) -> Images:
@@ -31,7 +31,7 @@ class ModelOutput(Protocol):
 
 
 class TermValue(NamedTuple):
-    """What a term gives for a batch.
+    """The value of a term for a batch.
 
     Attributes:
         raw: The quantity itself, mean over the batch: what is reported.
@@ -89,7 +89,7 @@ class Term(nn.Module):
         return None
 
     def own_loss(self, output: ModelOutput, images: Images) -> Scalar:
-        """What the term's own optimiser minimises; the model's output carries no gradient to the model here."""
+        """The loss of the term's own optimiser; no gradient flows from it to the model."""
         raise NotImplementedError
 
     @property
@@ -153,7 +153,7 @@ class WeightedTerm(nn.Module):
 
 
 class MakeSchedule(Protocol):
-    """How a schedule is made."""
+    """Makes a schedule."""
 
     def __call__(self, beta: float, steps: int, /) -> Schedule:
         """Make a schedule that ends at a weight."""

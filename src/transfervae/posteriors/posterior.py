@@ -1,4 +1,4 @@
-"""What every head returns: a posterior, be it a distribution or a single point."""
+"""The interface of posteriors: distributions or single points, as heads return them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
@@ -44,7 +44,7 @@ class Posterior(Protocol):
         """The posterior of latents as they are stored and generated: without noise that belongs to training alone."""
 
     def moments(self) -> Mapping[str, Latents]:
-        """What tells the posterior from others of its kind, by name: "mean", and "logvar" of a distribution."""
+        """The posterior's parameters by name: "mean", and "logvar" of a distribution."""
 
     def join(self, others: Sequence["Posterior"]) -> "Posterior":
         """This batch and other batches of the same kind as one, on the CPU."""

@@ -1,4 +1,4 @@
-"""What a model needs of a prior."""
+"""The interface of priors, as models use it."""
 
 from typing import Protocol, runtime_checkable
 

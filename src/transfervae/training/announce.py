@@ -1,4 +1,4 @@
-"""What a run says before it begins."""
+"""Messages of a run before it begins."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""What a run is: its configuration as plain values, written to `config.json`, compared on resuming, and given back."""
+"""A run's configuration as plain values: written to `config.json`, read back, and compared on resuming."""
 
 import json
 import os
@@ -27,10 +27,10 @@ MODEL_KEYS = ("image_size", "backbone", "head", "decoder", "prior")
 """The arguments of `build_vae`, which make a run's model."""
 
 MAY_DIFFER = ("epochs", "engine", "loggers")
-"""What may be another on resuming: epochs may only grow."""
+"""Options that may change on resuming; the number of epochs may only grow."""
 
 NOT_CONFIGURED = ("images", "versions", "transfervae_format")
-"""What `config.json` records beside the configuration."""
+"""Further entries of `config.json`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,7 @@ class RunConfig:
         return values
 
     def own_parts(self) -> list[str]:
-        """What of the run only its program can give again: "head MyHead", and so on."""
+        """Parts of the run that only its own program can pass again: "head MyHead", and so on."""
         values = self.to_dict()
         named = {name: values[name] for name in ("data", "val_data")}
         named |= {name: values[name]["name"] for name in ("backbone", "head", "decoder", "prior")}

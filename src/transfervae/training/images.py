@@ -94,7 +94,7 @@ class RunImages(pl.LightningDataModule):
 
     @property
     def images_id(self) -> dict[str, object]:
-        """What tells this set of images from another: their number, and a hash over their names or content."""
+        """Identifies this set of images: their number, and a hash over their names or content."""
         digest = hashlib.sha256()
         if hasattr(self.dataset, "describe_item"):
             for index in range(len(self.dataset)):

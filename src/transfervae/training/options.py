@@ -24,7 +24,7 @@ RATE_SCHEDULES = ("cosine", "constant")
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
-    """How a data set is read and split.
+    """Options of reading and splitting a data set.
 
     Attributes:
         batch_size: Images a step and process.
@@ -51,7 +51,7 @@ class DataOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerOptions:
-    """How head, decoder and terms are optimised; the frozen network is in no optimiser.
+    """Options of optimising head, decoder and terms; the frozen network is in no optimiser.
 
     Attributes:
         name: adam, or adamw (decoupled weight decay, Loshchilov & Hutter 2019).
@@ -95,7 +95,7 @@ class OptimizerOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions:
-    """How a run is carried out; names that are not marked as ours are those of Lightning's Trainer.
+    """Options of the engine; names that are not marked as ours are those of Lightning's Trainer.
 
     Attributes:
         accelerator: auto, cpu, gpu, …

@@ -14,7 +14,7 @@ HEAD_WIDTH = 64
 
 
 class Kind(NamedTuple):
-    """What tells the three types of encoders apart.
+    """The differences between the three types of encoders.
 
     Attributes:
         native_size: Side of the images that its position embedding was trained for, in pixels.
