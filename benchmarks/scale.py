@@ -29,8 +29,8 @@ from memory import disk_bytes, own_bytes, tree_bytes
 from ours import build_random_cache
 from protocol import Contender, Worker
 
+from transfervae.cache._shards import FILES, shard_file
 from transfervae.cache.manifest import SHARD_BYTES, Manifest
-from transfervae.cache.shards import FILES, shard_file
 
 SCHEMA = 1
 RESULTS = Path(__file__).parent / "results" / "scale.json"

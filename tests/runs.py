@@ -11,7 +11,7 @@ import torch
 import transfervae as tv
 from transfervae.data import ImageDataset, ToyFaces, open_dataset
 from transfervae.training import TrainResult, train
-from transfervae.training.images import RunImages
+from transfervae.training._images import RunImages
 
 
 @dataclass(frozen=True)

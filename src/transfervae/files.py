@@ -141,3 +141,11 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], str]:
     if version != str(FORMAT):
         raise CheckpointError(f"{str(path)!r} was not written by this version of transfervae.")
     return tensors, plain
+
+
+def format_bytes(count: int) -> str:
+    """A number of bytes for people, such as "1.2 GB"."""
+    for unit, size in (("GB", 10**9), ("MB", 10**6)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count / 1000:.1f} kB"

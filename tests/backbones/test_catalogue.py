@@ -206,7 +206,7 @@ def test_every_licence_that_says_non_commercial_is_remarked() -> None:
 def test_published_weights_are_warned_of_on_creation_and_others_are_not(
     name: str, license_name: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("transfervae.backbones.timm._loading_options", lambda *_, **__: {})
+    monkeypatch.setattr("transfervae.backbones._timm._loading_options", lambda *_, **__: {})
     license_name = license_name or str(published(name).license or "unknown")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 import transfervae as tv
-from transfervae.backbones.token_layout import TokenLayout, as_map
+from transfervae.backbones._token_layout import TokenLayout, as_map
 from transfervae.errors import (
     FingerprintMismatchError,
     InvalidOptionError,

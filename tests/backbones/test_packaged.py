@@ -9,8 +9,8 @@ from skimage import data
 
 from tests.samples import random_images, shared_backbone
 from transfervae import create_backbone
-from transfervae.backbones.packaged import ARCHITECTURE, packaged_weights, rename_in_order
-from transfervae.backbones.weights import read_weights
+from transfervae.backbones._packaged import ARCHITECTURE, packaged_weights, rename_in_order
+from transfervae.backbones._weights import read_weights
 from transfervae.data.image_file import to_tensor
 from transfervae.errors import MissingExtraError, WeightsMismatchError
 

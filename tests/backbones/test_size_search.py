@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from transfervae import Spec, build_vae, create_backbone
-from transfervae.backbones.size_search import MULTIPLES, name_sizes, nearest_sizes
+from transfervae.backbones._size_search import MULTIPLES, name_sizes, nearest_sizes
 from transfervae.errors import ImageSizeError
 
 SIDES = st.integers(1, 400)

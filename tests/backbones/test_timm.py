@@ -9,8 +9,8 @@ from torch import Tensor
 
 from tests.samples import random_images
 from transfervae import Spec, build_vae, create_backbone
+from transfervae.backbones._timm import _tensor_names, is_timm_name
 from transfervae.backbones.feature_spec import FeatureSpec
-from transfervae.backbones.timm import _tensor_names, is_timm_name
 from transfervae.errors import UnknownNameError, WeightsMismatchError, WeightsUnavailableError
 
 NETWORKS = {"test_resnet": 64, "test_efficientnet": 64, "test_convnext": 64, "test_vit": 32}

@@ -19,8 +19,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from transfervae import create_backbone
-from transfervae.backbones import weights as weights_module
-from transfervae.backbones.weights import describe_misfits, fetch_weights, load_strictly, read_weights
+from transfervae.backbones import _weights as weights_module
+from transfervae.backbones._weights import describe_misfits, fetch_weights, load_strictly, read_weights
 from transfervae.errors import CheckpointError, WeightsMismatchError, WeightsUnavailableError
 
 NOWHERE = "http://127.0.0.1:9/models/net-0123abcd.pth"

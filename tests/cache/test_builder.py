@@ -21,8 +21,8 @@ from tests.cache.small import (
     tiny_backbone,
     write_pictures,
 )
-from transfervae.cache import CacheBuilder, FeatureCache, Manifest, builder, manifest
-from transfervae.cache.builder import SPARE_BYTES, compute_all, delete_cache
+from transfervae.cache import CacheBuilder, FeatureCache, Manifest, manifest
+from transfervae.cache.builder import SPARE_BYTES, delete_cache
 from transfervae.data import ImageFolder, ToyFaces
 from transfervae.errors import (
     CacheError,
@@ -324,7 +324,7 @@ def test_a_disk_that_is_too_small_is_noticed_before_anything_is_computed(
         if is_enough:
             plan.check_disk()
             continue
-        monkeypatch.setattr(builder, "compute_all", lambda *_, **__: pytest.fail("computed"))
+        monkeypatch.setattr(CacheBuilder, "run", lambda *_, **__: pytest.fail("computed"))
         with pytest.raises(FileWriteError, match=r"need 3\.5 kB .* 16\.8 MB are free"):
             FeatureCache.build(tiny_backbone(), Noise(), tmp_path / "cache")
         assert not (tmp_path / "cache").exists()
@@ -366,10 +366,7 @@ def test_a_disk_that_cannot_be_written_to_can_be_read(small_disk: Path) -> None:
 def test_shards_that_are_missing_at_the_end_are_counted(tmp_path: Path) -> None:
     plan = CacheBuilder(tiny_backbone(), Noise(), tmp_path / "cache", ranks=2)
     with plan.holding():
-        for rows in plan.batches(0):
-            pixels = Noise().pixels[rows]
-            plan.add(rows, pixels, plan.compute(pixels))
-        plan.close()
+        plan.run(0)
         with pytest.raises(CacheError, match="2 of 4 shards are missing"):
             plan.finish()
     assert Manifest.read(tmp_path / "cache").shards is None
@@ -382,6 +379,6 @@ def test_two_builders_do_not_share_a_folder(tmp_path: Path) -> None:
             pytest.fail("both hold it")
         with pytest.raises(CacheError, match=r"0 of 1 shards.*another process is building it; wait"):
             FeatureCache(tmp_path / "cache")
-        compute_all(first, Noise(), torch.device("cpu"))
+        first.run()
         first.finish()
     assert_holds(FeatureCache(tmp_path / "cache"), tiny_backbone(), Noise().pixels)

@@ -8,7 +8,7 @@ from torch.utils.data import Subset
 
 from tests.cache.small import COUNT, Noise, tiny_backbone
 from transfervae.cache import FeatureCache
-from transfervae.cache.dataset import as_pixels, describe_item
+from transfervae.cache._dataset import as_pixels, describe_item
 from transfervae.data import ItemRecord
 from transfervae.errors import CacheMismatchError, InvalidImageError, InvalidOptionError
 

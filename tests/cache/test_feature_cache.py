@@ -17,8 +17,8 @@ import transfervae as tv
 from tests.cache.small import COUNT, Noise, contents, shard_bytes, tiny_backbone, write_pictures
 from tests.samples import make_backbone, shared_backbone
 from transfervae.cache import CacheBuilder, CachedItem, FeatureCache, feature_cache, manifest
+from transfervae.cache._shards import Shard, map_shard
 from transfervae.cache.builder import delete_cache
-from transfervae.cache.shards import Shard, map_shard
 from transfervae.data import ImageFolder, ToyFaces
 from transfervae.errors import CacheError, CacheInUseError, CacheMismatchError, InvalidOptionError
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from tests.cache.small import Noise, tiny_backbone
 from tests.strategies import features
 from transfervae.cache import DTYPES, FeatureCache, Manifest
-from transfervae.cache.shards import check_contents, check_sizes, map_shard, read_summary, to_array, to_features
+from transfervae.cache._shards import check_contents, check_sizes, map_shard, read_summary, to_array, to_features
 from transfervae.errors import CacheError
 
 

@@ -17,7 +17,7 @@ from tests.integration.command import environment, run
 from transfervae.cache import FeatureCache
 from transfervae.errors import CheckpointError, RunFolderError
 from transfervae.training import TrainResult
-from transfervae.training.checkpoint_io import SafetensorsIO
+from transfervae.training._checkpoint_io import SafetensorsIO
 
 PARTS = ("head", "decoder", "prior")
 

@@ -20,7 +20,7 @@ def digest(state):
     return hashlib.sha256(b"".join(state[name].numpy().tobytes() for name in sorted(state))).hexdigest()
 
 if rank == "0":
-    from transfervae.training.checkpoint_io import SafetensorsIO
+    from transfervae.training._checkpoint_io import SafetensorsIO
     state = SafetensorsIO().load_checkpoint(out + "/checkpoints/last.safetensors")["state_dict"]
 else:
     state = result.vae.trainable_state()

@@ -87,16 +87,16 @@ def test_reset_starts_empty_again() -> None:
     assert metrics.compute()["rmse"].item() == pytest.approx(naive(output, images)["rmse"], rel=1e-5)
 
 
-@given(training=st.integers(1, 9), held_out=st.integers(1, 9), seed=SEEDS, cuts=st.lists(st.integers(0, 20)))
+@given(training=st.integers(1, 9), val=st.integers(1, 9), seed=SEEDS, cuts=st.lists(st.integers(0, 20)))
 def test_mean_image_rmse_agrees_with_float64_however_the_data_are_split(
-    training: int, held_out: int, seed: int, cuts: list[int]
+    training: int, val: int, seed: int, cuts: list[int]
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
-    seen, unseen = (torch.rand(count, 3, 4, 5, generator=generator) for count in (training, held_out))
+    seen, unseen = (torch.rand(count, 3, 4, 5, generator=generator) for count in (training, val))
     value = mean_image_rmse(
-        [seen[part] for part in splits(training, cuts)], [unseen[part] for part in splits(held_out, cuts)]
+        [seen[part] for part in splits(training, cuts)], [unseen[part] for part in splits(val, cuts)]
     )
-    errors = (unseen.double().numpy() - seen.double().numpy().mean(axis=0)).reshape(held_out, -1)
+    errors = (unseen.double().numpy() - seen.double().numpy().mean(axis=0)).reshape(val, -1)
     assert value == pytest.approx(np.mean(np.sqrt(np.mean(errors**2, axis=1) + 1e-8)), rel=1e-5)
 
 

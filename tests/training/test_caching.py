@@ -19,16 +19,16 @@ from transfervae.cache import FeatureCache
 from transfervae.data import ToyFaces
 from transfervae.errors import CacheError, CacheMismatchError, InvalidOptionError
 from transfervae.execution import Execution
-from transfervae.training import EngineOptions, TrainResult, run, run_folder
-from transfervae.training.caching import build_cache
+from transfervae.training import EngineOptions, TrainResult, _run_folder, run
+from transfervae.training._caching import build_cache
 
 COUNT, HELD_OUT = 40, 8
 PICTURES = (
     (run, "write_architecture"),
     (run, "write_reconstructions"),
     (run, "write_samples"),
-    (run_folder, "write_history"),
-    (run_folder, "write_reconstructions"),
+    (_run_folder, "write_history"),
+    (_run_folder, "write_reconstructions"),
 )
 """What takes most of the time, and sends images through the backbone too."""
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from transfervae.errors import CheckpointError
-from transfervae.training.checkpoint_io import SafetensorsIO
+from transfervae.training._checkpoint_io import SafetensorsIO
 
 tensors = st.tuples(
     st.sampled_from([torch.float32, torch.bfloat16, torch.int64, torch.bool]), st.lists(st.integers(0, 3), max_size=3)

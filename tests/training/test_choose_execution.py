@@ -9,8 +9,9 @@ from rich.console import Console
 from tests.runs import Small
 from tests.samples import make_vae
 from transfervae.execution import MEMORY_FORMATS, PRECISIONS, Execution, Trial
-from transfervae.training import EngineOptions, choose_execution
-from transfervae.training.choose_execution import LIGHTNING_NAMES, VARIABLE, ChosenExecution, choose_run_execution
+from transfervae.training import EngineOptions
+from transfervae.training import _choose_execution as choose_execution
+from transfervae.training._choose_execution import LIGHTNING_NAMES, VARIABLE, ChosenExecution, choose_run_execution
 from transfervae.training.engine import make_trainer, quiet_engine
 
 BEST = Execution("bfloat16", "channels_last")

@@ -6,7 +6,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.testing import assert_close
 
 from tests.strategies import SEEDS
-from transfervae.training.ema import WeightAverage
+from transfervae.training._ema import WeightAverage
 
 
 @given(decay=st.floats(0.1, 0.99), steps=st.integers(1, 8), seed=SEEDS)

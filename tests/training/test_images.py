@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from tests.cache.small import write_pictures
 from transfervae.data import ToyFaces, open_dataset
-from transfervae.training.images import RunImages
+from transfervae.training._images import RunImages
 
 
 def images(count: int, val: float, seed: int, *, batch_size: int = 16) -> RunImages:

@@ -16,7 +16,7 @@ from transfervae.cache import CachedItem
 from transfervae.execution import MEMORY_FORMATS, PRECISIONS, Execution
 from transfervae.metrics import make_metrics
 from transfervae.shapes import unit_images
-from transfervae.training.checkpoint_io import SafetensorsIO
+from transfervae.training._checkpoint_io import SafetensorsIO
 from transfervae.training.module import Batch, VAEModule
 
 COUNT = 4

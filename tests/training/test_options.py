@@ -5,7 +5,7 @@ import pytest
 
 from transfervae.errors import InvalidOptionError, UnknownNameError, UnknownOptionError
 from transfervae.training import DataOptions, EngineOptions, OptimizerOptions
-from transfervae.training.config import make_group
+from transfervae.training._config import make_group
 
 
 @pytest.mark.usefixtures("without_shape_checks")

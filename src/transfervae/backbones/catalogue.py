@@ -10,10 +10,10 @@ from importlib.resources import files
 from itertools import groupby
 from typing import Any
 
+from transfervae.backbones._size_search import name_sizes, nearest_sizes
 from transfervae.backbones.descriptions import BackboneDescription, NodeDescription, Size
 from transfervae.backbones.families import FAMILIES, TIMM_PREFIX, find_family
 from transfervae.backbones.frozen import NETWORK_ERRORS, TRIES_MADE, first_line
-from transfervae.backbones.size_search import name_sizes, nearest_sizes
 from transfervae.errors import ImageSizeError, TransferVAEError, UnsupportedBackboneError
 from transfervae.shapes import parse_image_size
 

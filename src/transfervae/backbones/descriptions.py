@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from transfervae.backbones import vgg
+from transfervae.backbones._timm import StageFeatures, create_network, native_size
 from transfervae.backbones.feature_spec import FeatureSpec, Node
-from transfervae.backbones.timm import StageFeatures, create_network, native_size
 
 VGG19_SIZE = (224, 224)
 

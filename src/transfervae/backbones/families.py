@@ -6,14 +6,14 @@ from os import PathLike
 from types import MappingProxyType
 from typing import NamedTuple, TypeAlias
 
-from transfervae.backbones import packaged
+from transfervae.backbones import _packaged as packaged
+from transfervae.backbones._keras_vgg19 import create_keras_vgg19
+from transfervae.backbones._packaged import create_packaged
+from transfervae.backbones._timm import check_timm_name, create_timm, is_timm_name
 from transfervae.backbones.descriptions import BackboneDescription, Size, describe_timm, describe_vgg19
 from transfervae.backbones.feature_spec import FeatureSpec
 from transfervae.backbones.frozen import MODULE_PREFIX, FrozenBackbone
-from transfervae.backbones.keras_vgg19 import create_keras_vgg19
-from transfervae.backbones.packaged import create_packaged
 from transfervae.backbones.rae import create_rae_encoder
-from transfervae.backbones.timm import check_timm_name, create_timm, is_timm_name
 from transfervae.backbones.vgg import create_vgg19, fetch_vgg19_weights
 from transfervae.errors import InvalidOptionError, UnknownNameError, WeightsUnavailableError
 

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from transfervae.backbones._hooks import LayerFeatures, ModuleFeatures
+from transfervae.backbones._size_search import name_sizes, nearest_sizes
 from transfervae.backbones.feature_spec import FeatureSpec, Node
-from transfervae.backbones.hooks import LayerFeatures, ModuleFeatures
-from transfervae.backbones.size_search import name_sizes, nearest_sizes
 from transfervae.errors import ImageSizeError, InvalidOptionError, TransferVAEError
 from transfervae.shapes import Features, Images, check_image_range, check_image_tensor, parse_image_size
 

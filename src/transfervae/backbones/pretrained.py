@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from torch import Tensor
 
-from transfervae.backbones.weights import read_weights, require_reachable
+from transfervae.backbones._weights import read_weights, require_reachable
 from transfervae.errors import CheckpointError, WeightsUnavailableError
 from transfervae.files import read_json
 

@@ -9,11 +9,11 @@ from types import MappingProxyType
 
 from torch import Tensor, nn
 
+from transfervae.backbones._hooks import ModuleFeatures
+from transfervae.backbones._token_layout import TokenLayout
+from transfervae.backbones._weights import fetch_weights, load_strictly, read_weights
 from transfervae.backbones.feature_spec import FeatureSpec
 from transfervae.backbones.frozen import FrozenBackbone, Provenance
-from transfervae.backbones.hooks import ModuleFeatures
-from transfervae.backbones.token_layout import TokenLayout
-from transfervae.backbones.weights import fetch_weights, load_strictly, read_weights
 from transfervae.errors import UnknownNameError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

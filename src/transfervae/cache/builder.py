@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from transfervae.backbones import FrozenBackbone
-from transfervae.cache.dataset import (
+from transfervae.cache._dataset import (
     CacheableData,
     check_repeatable,
     describe_item,
@@ -22,6 +22,16 @@ from transfervae.cache.dataset import (
     identify_data,
     pixel_loader,
     probe_rows,
+)
+from transfervae.cache._shards import (
+    KINDS,
+    read_items,
+    read_summary,
+    shard_file,
+    stored_dtype,
+    summarise_file,
+    to_array,
+    write_shard,
 )
 from transfervae.cache.manifest import (
     DTYPES,
@@ -32,16 +42,6 @@ from transfervae.cache.manifest import (
     preprocessing_of,
     row_bytes,
 )
-from transfervae.cache.shards import (
-    KINDS,
-    read_items,
-    read_summary,
-    shard_file,
-    stored_dtype,
-    summarise_file,
-    to_array,
-    write_shard,
-)
 from transfervae.data import ItemRecord
 from transfervae.errors import (
     CacheError,
@@ -51,7 +51,7 @@ from transfervae.errors import (
     InvalidOptionError,
     UnknownNameError,
 )
-from transfervae.files import LOCK_FILE, held
+from transfervae.files import LOCK_FILE, format_bytes, held
 from transfervae.shapes import Features, Images, Pixels, check_positive, unit_images
 
 SPARE_BYTES = 2**24
@@ -75,7 +75,7 @@ class _Batch(NamedTuple):
 
 
 class CacheBuilder:
-    """Computes and stores what a cache lacks; `FeatureCache.build` and `transfervae cache` drive it.
+    """Computes and stores what a cache lacks: `check_disk`, then `run` on every process and `finish` on one, held.
 
     Batches lie within shards and depend on the data set's order alone, so that a build that was killed and continued
     gives the same files as one that was not. Shard i belongs to process i modulo their number.
@@ -130,7 +130,6 @@ class CacheBuilder:
         self._check_folder()
         self.manifest = self._plan(dtype, flips=flips)
         self._arrays: dict[str, NDArray[Any]] = {}
-        self._copying: _Batch | None = None
         self._writing: Future[None] | None = None
         self._writer = ThreadPoolExecutor(1)
 
@@ -175,54 +174,39 @@ class CacheBuilder:
         spans = [self.manifest.shard_rows(shard) for shard in shards]
         return [list(span[i : i + self._batch_size]) for span in spans for i in range(0, len(span), self._batch_size)]
 
-    @torch.no_grad()
-    def compute(self, pixels: Pixels) -> Tensor:
-        """Features of images, as they are stored: `[b, (2,) c, h', w']`, on the images' device.
+    def run(self, rank: int = 0, *, workers: int = 0, progress: Callable[[int, int], None] | None = None) -> None:
+        """Compute and store a process's share of what is missing; a full shard is written in the background.
 
         Args:
-            pixels: `[b, 3, h, w]`, uint8, on the backbone's device.
-        """
-        images = unit_images(pixels)
-        straight = self._features(images)
-        if not self.manifest.flips:
-            return straight
-        return torch.stack([straight, self._features(images.flip(-1))], dim=1)
-
-    def add(self, rows: Sequence[int], pixels: Pixels, features: Tensor) -> None:
-        """Take one of `batches` and its features; a full shard is written in the background.
-
-        Args:
-            rows: The batch's rows.
-            pixels: Its images, `[b, 3, h, w]`, uint8.
-            features: What `compute` gave.
+            rank: The process.
+            workers: Processes that read images for this one.
+            progress: Called with (images done, images to do).
 
         Raises:
             FeatureValueError: If features are not finite; the image is named.
-            FileWriteError: If an earlier shard could not be written, for example because the disk is full.
+            FileWriteError: If a shard cannot be written, for example because the disk is full.
         """
-        waiting, self._copying = self._copying, None  # after an error nothing is left to fill a shard with
-        copying = _start_copy(rows, pixels, features)
-        if waiting is not None:
-            self._fill(waiting)
-        self._copying = copying
-
-    def close(self) -> None:
-        """Wait until all that was added is written.
-
-        Raises:
-            FeatureValueError: If features are not finite; the image is named.
-            FileWriteError: If a shard could not be written.
-        """
-        waiting, self._copying = self._copying, None
+        batches = self.batches(rank)
+        device = self._backbone.mean.device
+        total, done = sum(map(len, batches)), 0
+        copying: _Batch | None = None
         try:
-            if waiting is not None:
-                self._fill(waiting)
+            for rows, pixels in pixel_loader(self._dataset, batches, workers=workers):
+                placed = pixels.to(device, non_blocking=True)
+                waiting, copying = copying, _start_copy(rows.tolist(), pixels, self._compute(placed))
+                if waiting is not None:  # after the next batch was begun, so that the device never waits
+                    self._fill(waiting)
+                done += len(rows)
+                if progress is not None:
+                    progress(done, total)
+            if copying is not None:
+                self._fill(copying)
             self._wait()
         finally:
-            self._writer.shutdown(cancel_futures=True)
+            self._writer.shutdown()  # also after an error: a full shard is kept
 
     def finish(self) -> None:
-        """Merge what all processes have written into the manifest; one of them does so, after all are closed.
+        """Merge what all processes have written into the manifest; one of them does so, after all have run.
 
         Raises:
             CacheError: If shards are still missing.
@@ -289,6 +273,15 @@ class CacheBuilder:
     def _missing(self) -> list[int]:
         return [shard for shard in range(self.manifest.count) if read_summary(self.folder, shard) is None]
 
+    @torch.no_grad()
+    def _compute(self, pixels: Pixels) -> Tensor:
+        """Features as they are stored: `[b, (2,) c, h', w']`, on the images' device."""
+        images = unit_images(pixels)
+        straight = self._features(images)
+        if not self.manifest.flips:
+            return straight
+        return torch.stack([straight, self._features(images.flip(-1))], dim=1)
+
     def _features(self, images: Images) -> Features:
         with torch.autocast(images.device.type, dtype=self._autocast, enabled=self._autocast is not None):
             features: Tensor = self._backbone(images)
@@ -332,39 +325,6 @@ class CacheBuilder:
         )
         reason = float16 if self.manifest.dtype == "float16" else ""
         raise FeatureValueError(f"The features of {name!r} are not finite{reason}.")
-
-
-def compute_all(
-    builder: CacheBuilder,
-    dataset: CacheableData,
-    device: torch.device,
-    *,
-    workers: int = 0,
-    progress: Callable[[int, int], None] | None = None,
-) -> None:
-    """Compute and store all that a cache lacks, in this process.
-
-    Args:
-        builder: The plan.
-        dataset: The images.
-        device: The backbone's.
-        workers: Processes that read images.
-        progress: Called with (images done, images to do).
-
-    Raises:
-        FeatureValueError: If features are not finite; the image is named.
-        FileWriteError: If a shard cannot be written.
-    """
-    batches = builder.batches()
-    total, done = sum(map(len, batches)), 0
-    try:
-        for rows, pixels in pixel_loader(dataset, batches, workers=workers):
-            builder.add(rows.tolist(), pixels, builder.compute(pixels.to(device, non_blocking=True)))
-            done += len(rows)
-            if progress is not None:
-                progress(done, total)
-    finally:
-        builder.close()
 
 
 def check_items(manifest: Manifest, dataset: CacheableData, folder: Path, *, is_whole: bool = False) -> None:
@@ -419,24 +379,15 @@ def _delete_files(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def format_bytes(count: int) -> str:
-    """A number of bytes for people, such as "1.2 GB"."""
-    for unit, size in (("GB", 10**9), ("MB", 10**6)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count / 1000:.1f} kB"
-
-
 def _start_copy(rows: Sequence[int], pixels: Tensor, features: Tensor) -> _Batch:
-    """Copy to the host while the device goes on with the next batch."""
+    """Copy features to the host while the device goes on with the next batch."""
     if features.device.type != "cuda":
-        return _Batch(rows, pixels.cpu(), features.cpu(), None)
-    copies = [torch.empty(part.shape, dtype=part.dtype, pin_memory=True) for part in (pixels, features)]
-    for copy, part in zip(copies, (pixels, features), strict=True):
-        copy.copy_(part, non_blocking=True)
+        return _Batch(rows, pixels, features.cpu(), None)
+    copy = torch.empty(features.shape, dtype=features.dtype, pin_memory=True)
+    copy.copy_(features, non_blocking=True)
     copied = torch.cuda.Event()
     copied.record()
-    return _Batch(rows, copies[0], copies[1], copied)
+    return _Batch(rows, pixels, copy, copied)
 
 
 def _name_dtype(dtype: torch.dtype | str) -> str:

@@ -16,11 +16,11 @@ from torch.utils.data import Dataset, get_worker_info
 from typing_extensions import override
 
 from transfervae.backbones import FrozenBackbone
-from transfervae.cache.builder import CacheBuilder, check_items, compute_all
-from transfervae.cache.dataset import CacheableData, as_pixels, identify_data
+from transfervae.cache._dataset import CacheableData, as_pixels, identify_data
+from transfervae.cache._shards import Shard, check_contents, check_sizes, map_shard, read_summary, to_features
+from transfervae.cache.builder import CacheBuilder, check_items
 from transfervae.cache.manifest import Manifest
 from transfervae.cache.sampler import WindowSampler
-from transfervae.cache.shards import Shard, check_contents, check_sizes, map_shard, read_summary, to_features
 from transfervae.errors import CacheError, InvalidOptionError
 from transfervae.files import LOCK_FILE
 from transfervae.shapes import check_positive
@@ -114,7 +114,7 @@ class FeatureCache(Dataset[CachedItem]):
             return FeatureCache(folder)
         builder.check_disk()
         with builder.holding():
-            compute_all(builder, dataset, backbone.mean.device, workers=workers, progress=progress)
+            builder.run(workers=workers, progress=progress)
             builder.finish()
         return FeatureCache(folder)
 

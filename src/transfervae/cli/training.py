@@ -214,7 +214,7 @@ def _read_run(out: Path) -> Tree:
     Raises:
         RunFolderError: If there is no run, or one that only its program can continue.
     """
-    from transfervae.training.run_folder import RunFolder
+    from transfervae.training._run_folder import RunFolder
 
     config = RunFolder(out).read_config()
     own = [entry for entry in json.dumps(config).split('"') if entry.startswith("own:")]

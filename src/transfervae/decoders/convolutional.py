@@ -5,7 +5,7 @@ from typing import TypeAlias
 
 from torch import Tensor, nn
 
-from transfervae.decoders.grids import Size, check_latents, grid_sizes, make_resize, make_stem, parse_latent_shape
+from transfervae.decoders._grids import Size, check_latents, grid_sizes, make_resize, make_stem, parse_latent_shape
 from transfervae.errors import InvalidOptionError
 from transfervae.options import records_options
 from transfervae.shapes import Images, Latents, check_positive, parse_image_size

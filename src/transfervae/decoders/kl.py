@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from einops import rearrange
 from torch import Tensor, nn
 
-from transfervae.decoders.bounds import clamp_to_unit
-from transfervae.decoders.grids import (
+from transfervae.decoders._bounds import clamp_to_unit
+from transfervae.decoders._grids import (
     Size,
     check_latents,
     grid_sizes,

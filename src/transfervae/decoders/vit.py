@@ -10,7 +10,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from transfervae.decoders.bounds import clamp_to_unit
+from transfervae.decoders._bounds import clamp_to_unit
 from transfervae.errors import InvalidOptionError, ShapeError, UnknownNameError
 from transfervae.options import records_options
 from transfervae.shapes import Images, Latents, check_positive, parse_image_size

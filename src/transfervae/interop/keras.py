@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 
 from transfervae.backbones import FrozenBackbone, create_backbone
-from transfervae.backbones.keras_vgg19 import NAME
+from transfervae.backbones._keras_vgg19 import NAME
 
 
 def load_keras_vgg19(path: str | os.PathLike[str], *, node: str | Sequence[str] = "block5_pool") -> FrozenBackbone:

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from transfervae.backbones._state_dict_names import load_theirs
 from transfervae.backbones.pretrained import PretrainedSource, read_pretrained
-from transfervae.backbones.state_dict_names import load_theirs
 from transfervae.decoders import KLDecoder, kl_decoder
-from transfervae.decoders.grids import halved_sizes
+from transfervae.decoders._grids import halved_sizes
 from transfervae.errors import CheckpointError, TransferVAEError
 from transfervae.scaling import LatentScaling
 from transfervae.shapes import parse_image_size

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from transfervae.backbones._state_dict_names import Names, load_theirs, with_ends
+from transfervae.backbones._weights import describe_misfits, read_weights
 from transfervae.backbones.pretrained import (
     CONFIG_FILE,
     PretrainedSource,
@@ -17,8 +19,6 @@ from transfervae.backbones.pretrained import (
     read_pretrained,
 )
 from transfervae.backbones.rae import RAEConfig, build_rae_encoder, normalisation
-from transfervae.backbones.state_dict_names import Names, load_theirs, with_ends
-from transfervae.backbones.weights import describe_misfits, read_weights
 from transfervae.decoders.vit import (
     IMAGENET_MEAN,
     IMAGENET_STD,

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
+from transfervae.backbones._state_dict_names import Names, to_theirs
+from transfervae.backbones._timm import StageFeatures
 from transfervae.backbones.frozen import FrozenBackbone
 from transfervae.backbones.pretrained import CONFIG_FILE, WEIGHTS_FILES
 from transfervae.backbones.rae import HEAD_WIDTH, KINDS, MODEL_CLASS, Kind, RAEEncoder
 from transfervae.backbones.rae.names import NAME_MAPS, NameMap, encoder_names
-from transfervae.backbones.state_dict_names import Names, to_theirs
-from transfervae.backbones.timm import StageFeatures
 from transfervae.decoders.vit import REFERENCE_GRID, ViTDecoder
 from transfervae.errors import InvalidOptionError, UnknownNameError, UnsupportedBackboneError
 from transfervae.files import write_atomically, write_json

@@ -77,12 +77,12 @@ def evaluate(
     return {name: float(value) for name, value in collection.compute().items()}
 
 
-def mean_image_rmse(training: Iterable[Tensor], held_out: Iterable[Tensor]) -> float:
+def mean_image_rmse(training: Iterable[Tensor], val: Iterable[Tensor]) -> float:
     """RMSE of predicting the mean training image for every held-out image: what a model has to beat.
 
     Args:
         training: Batches of images, `[b, 3, h, w]` in [0, 1].
-        held_out: Batches of images, `[b, 3, h, w]` in [0, 1].
+        val: Batches of images, `[b, 3, h, w]` in [0, 1].
 
     Returns:
         Mean over the held-out images, in [0, 1].
@@ -92,7 +92,7 @@ def mean_image_rmse(training: Iterable[Tensor], held_out: Iterable[Tensor]) -> f
         total = total + images.double().sum(dim=0)
         count += len(images)
     mean = (total / count).float()
-    errors = torch.cat([rmse(mean.expand_as(images), images) for images in held_out])
+    errors = torch.cat([rmse(mean.expand_as(images), images) for images in val])
     return errors.mean().item()
 
 

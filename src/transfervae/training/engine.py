@@ -9,12 +9,16 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric import Fabric
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
 from transfervae.errors import InvalidOptionError
 from transfervae.training.options import AUTO, OWN_PRECISIONS, EngineOptions
+
+for _name in ("pytorch_lightning", "lightning_fabric"):
+    logging.getLogger(_name).setLevel(logging.ERROR)
 
 LIGHTNING_REMARKS = (
     r".*does not have many workers.*",
@@ -23,8 +27,6 @@ LIGHTNING_REMARKS = (
     r".*Found \d+ module\(s\) in eval mode.*",
     r".*recommended to use `self.log\('.*', ..., sync_dist=True\)`.*",
     r".*``compute`` method of metric .* was called before the ``update`` method.*",
-    r".*Total length of `DataLoader` across ranks is zero.*",
-    r".*predict returned None if it was on purpose.*",
     r".*is smaller than the logging interval.*",
 )
 """Remarks of the engine on what is so by design; nothing a user could act on."""
@@ -53,13 +55,11 @@ def make_trainer(
     Raises:
         InvalidOptionError: If the engine cannot do what it is asked to.
     """
-    for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch"):
-        logging.getLogger(name).setLevel(logging.ERROR)
     precision: Any = "32-true" if engine.precision in OWN_PRECISIONS else engine.precision
     strategy = engine.strategy
     if has_own_optimizers and strategy in {"ddp", AUTO} and _has_several(engine):
         strategy = "ddp_find_unused_parameters_true"
-    try:
+    with _refusals():
         return pl.Trainer(
             accelerator=engine.accelerator,
             devices=engine.devices,
@@ -76,6 +76,30 @@ def make_trainer(
             use_distributed_sampler=False,
             num_sanity_val_steps=0,
         )
+
+
+def make_fabric(engine: EngineOptions) -> Fabric:
+    """Make what starts the processes of a trainer with the same options, for work other than training.
+
+    Args:
+        engine: The options; the precision is the work's own matter.
+
+    Raises:
+        InvalidOptionError: If the engine cannot do what it is asked to.
+    """
+    with _refusals():
+        return Fabric(
+            accelerator=engine.accelerator,
+            devices=engine.devices,
+            num_nodes=engine.num_nodes,
+            strategy=engine.strategy,
+        )
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    try:
+        yield
     except (ValueError, RuntimeError, TypeError, MisconfigurationException) as error:
         raise InvalidOptionError(f"The engine refuses these options: {' '.join(str(error).split())}") from error
 

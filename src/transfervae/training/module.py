@@ -19,7 +19,7 @@ from transfervae.execution import Execution
 from transfervae.model import TransferVAE, VAEOutput
 from transfervae.objectives import Objective, ObjectiveValue
 from transfervae.shapes import Images, unit_images
-from transfervae.training.ema import WeightAverage
+from transfervae.training._ema import WeightAverage
 from transfervae.training.options import OptimizerOptions
 
 SEED_STRIDE = 1_000_003

@@ -31,11 +31,11 @@ from transfervae.pictures import write_architecture, write_reconstructions, writ
 from transfervae.progress import progress_bar
 from transfervae.saving import OWN
 from transfervae.shapes import check_positive, check_seed, parse_image_size
-from transfervae.training.announce import choose_auto_backbone, describe_backbone_of, describe_images
-from transfervae.training.caching import build_cache, keep_features, open_cache
-from transfervae.training.checkpoint_io import SafetensorsIO
-from transfervae.training.choose_execution import choose_run_execution
-from transfervae.training.config import (
+from transfervae.training._announce import choose_auto_backbone, describe_backbone_of, describe_images
+from transfervae.training._caching import build_cache, keep_features, open_cache
+from transfervae.training._checkpoint_io import SafetensorsIO
+from transfervae.training._choose_execution import choose_run_execution
+from transfervae.training._config import (
     MODEL_KEYS,
     RunConfig,
     describe_data,
@@ -45,14 +45,14 @@ from transfervae.training.config import (
     describe_objective,
     make_group,
 )
+from transfervae.training._images import RunImages, Transform
+from transfervae.training._progress import ProgressDisplay
+from transfervae.training._run_folder import Monitor, RunFolder, RunRecorder, monitor_for
 from transfervae.training.engine import is_first_process, make_trainer, quiet_engine, run_interruptibly
-from transfervae.training.images import RunImages, Transform
 from transfervae.training.loggers import RunLogger, make_logger
 from transfervae.training.module import VAEModule
 from transfervae.training.options import AUTO, OFF, DataOptions, EngineOptions, OptimizerOptions
-from transfervae.training.progress import ProgressDisplay
 from transfervae.training.recipes import read_recipe
-from transfervae.training.run_folder import Monitor, RunFolder, RunRecorder, monitor_for
 
 EXAMPLES = 8
 MEAN_IMAGE_SAMPLE = 10_000

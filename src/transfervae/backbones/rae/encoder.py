@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, layer_norm
 
+from transfervae.backbones._state_dict_names import load_theirs
 from transfervae.backbones.feature_spec import FeatureSpec, resample
 from transfervae.backbones.frozen import FrozenBackbone, Provenance
 from transfervae.backbones.pretrained import read_folder
 from transfervae.backbones.rae.config import HEAD_WIDTH, KINDS, MODEL_CLASS, Kind, RAEConfig, normalisation
 from transfervae.backbones.rae.names import NAME_MAPS, NameMap, encoder_names
-from transfervae.backbones.state_dict_names import load_theirs
 from transfervae.errors import UnknownNameError, WeightsUnavailableError
 from transfervae.shapes import Features, Images
 

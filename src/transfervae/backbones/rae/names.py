@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
-from transfervae.backbones.state_dict_names import Names, with_ends
+from transfervae.backbones._state_dict_names import Names, with_ends
 
 
 class NameMap(NamedTuple):

@@ -9,8 +9,8 @@ from typing_extensions import override
 
 from transfervae.cache import CachedItem
 from transfervae.progress import make_progress
+from transfervae.training._run_folder import RunRecorder
 from transfervae.training.module import Batch, VAEModule
-from transfervae.training.run_folder import RunRecorder
 
 REFRESH_STEPS = 10
 

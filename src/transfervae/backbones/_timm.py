@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from transfervae.backbones._hooks import ModuleFeatures
+from transfervae.backbones._weights import describe_misfits, read_weights, require_reachable
 from transfervae.backbones.feature_spec import FeatureSpec, Node
 from transfervae.backbones.frozen import NETWORK_ERRORS, FrozenBackbone, Provenance, first_line
-from transfervae.backbones.hooks import ModuleFeatures
 from transfervae.backbones.licenses import warn_of_license
-from transfervae.backbones.weights import describe_misfits, read_weights, require_reachable
 from transfervae.errors import (
     InvalidOptionError,
     TransferVAEError,

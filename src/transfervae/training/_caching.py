@@ -1,25 +1,20 @@
-"""The feature cache of a run, and building one under the engine's own `predict`."""
+"""The feature cache of a run, and building one on the engine's devices."""
 
 import os
 import time
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import pytorch_lightning as pl
 from rich.console import Console
 from rich.markup import escape
 from torch.distributed import all_gather_object, get_world_size, is_available, is_initialized
-from torch.utils.data import DataLoader
-from typing_extensions import override
 
 from transfervae.backbones import FrozenBackbone
 from transfervae.cache import DTYPES, CacheBuilder, FeatureCache, Manifest
-from transfervae.cache.builder import SPARE_BYTES, delete_cache, format_bytes
-from transfervae.cache.dataset import CacheableData, RowPixels, pixel_loader
+from transfervae.cache._dataset import CacheableData
+from transfervae.cache.builder import SPARE_BYTES, delete_cache
 from transfervae.cache.manifest import MANIFEST_FILE
 from transfervae.errors import (
     CacheError,
@@ -31,10 +26,11 @@ from transfervae.errors import (
     TransferVAEError,
 )
 from transfervae.execution import PRECISIONS, Execution
+from transfervae.files import format_bytes
 from transfervae.model import TransferVAE
 from transfervae.progress import make_progress
-from transfervae.training.engine import is_first_process, make_trainer, quiet_engine, run_interruptibly
-from transfervae.training.images import RunImages
+from transfervae.training._images import RunImages
+from transfervae.training.engine import is_first_process, make_fabric, quiet_engine
 from transfervae.training.options import EngineOptions
 
 RUN_FILES = 11
@@ -156,11 +152,9 @@ def build_cache(
         FeatureValueError: If features are not finite; the image is named.
         FileWriteError: If the disk is too small or full; what was written before is kept.
     """
-    console = console or Console(quiet=True)
+    console = console if console and is_first_process() else Console(quiet=True)
     execution = _as_begun(Path(folder), execution or Execution())
-    display = _Display(console)
-    # The precision is ours alone: what the engine would do on top of it, the cache could not tell.
-    trainer = make_trainer(replace(engine or EngineOptions(), precision="32-true"), [display])
+    fabric = make_fabric(engine or EngineOptions())
     builder = CacheBuilder(
         backbone.to(memory_format=execution.torch_memory_format),
         dataset,
@@ -169,27 +163,24 @@ def build_cache(
         flips=flips,
         batch_size=batch_size,
         autocast=execution.dtype,
-        ranks=trainer.world_size,
+        ranks=fabric.world_size,
         spare=spare,
     )
     if builder.is_whole:
         return FeatureCache(folder)
     with ExitStack() as held:
-        held.enter_context(quiet_engine())
+        _announce(builder, dataset, console)
+        if fabric.world_size == 1:
+            builder.check_disk()
         if is_first_process():
-            _announce(builder, dataset, console)
-            if trainer.world_size == 1:
-                builder.check_disk()
             held.enter_context(builder.holding())
-        held.callback(builder.close)
-        module = _FeatureModule(builder, backbone)
-        data = _BuildData(builder, dataset, workers)
-        run_interruptibly(trainer, lambda: trainer.predict(module, datamodule=data, return_predictions=False))
-        _on_all_ranks(module.conclude)
-        if is_first_process():
-            _on_all_ranks(builder.finish)
-        else:
-            _on_all_ranks(lambda: None)
+        with quiet_engine():
+            fabric.launch()
+        _on_all_ranks(builder.check_disk)
+        backbone.to(fabric.device)
+        with _display(console, fabric.world_size) as progress:
+            _on_all_ranks(lambda: builder.run(fabric.global_rank, workers=workers, progress=progress))
+        _on_all_ranks(builder.finish if is_first_process() else lambda: None)
     return FeatureCache(folder)
 
 
@@ -202,102 +193,33 @@ def _on_all_ranks(act: Callable[[], object]) -> None:
         failures = [error]
     if is_available() and is_initialized():
         own, failures = failures[0], [None] * get_world_size()
-        all_gather_object(failures, own)
+        try:
+            all_gather_object(failures, own)
+        except RuntimeError as error:
+            raise TransferVAEError("Another process of this run has ended, and so does this one.") from error
     for failure in failures:
         if failure is not None:
             raise failure
 
 
-class _FeatureModule(pl.LightningModule):
-    """Computes and stores features, each process those of its own shards."""
-
-    def __init__(self, builder: CacheBuilder, backbone: FrozenBackbone) -> None:
-        super().__init__()
-        self.backbone = backbone  # so that the engine moves it to the device
-        self._builder = builder
-        self._failure: TransferVAEError | None = None
-
-    @override
-    def setup(self, stage: str) -> None:
-        _on_all_ranks(self._builder.check_disk)  # here all processes come by, also those that find nothing to do
-
-    @override
-    def predict_step(self, batch: RowPixels) -> None:
-        if self._failure is not None:
-            return
-        try:
-            self._builder.add(batch.rows.tolist(), batch.pixels, self._builder.compute(batch.pixels))
-        except TransferVAEError as error:
-            if self.trainer.world_size == 1:
-                raise
-            self._failure = error
-
-    def conclude(self) -> None:
-        """Wait for what is being written, and raise what went wrong while other processes were at work."""
-        self._builder.close()
-        if self._failure is not None:
-            raise self._failure
-
-
-class _BuildData(pl.LightningDataModule):
-    def __init__(self, builder: CacheBuilder, dataset: CacheableData, workers: int) -> None:
-        super().__init__()
-        self._builder = builder
-        self._dataset = dataset
-        self._workers = workers
-        self.allow_zero_length_dataloader_with_multiple_devices = True  # there may be more processes than shards
-
-    @override
-    def predict_dataloader(self) -> DataLoader[RowPixels]:
-        rank = self.trainer.global_rank if self.trainer else 0
-        return pixel_loader(self._dataset, self._builder.batches(rank), workers=self._workers)
-
-
-class _Display(pl.Callback):
+@contextmanager
+def _display(console: Console, world_size: int) -> Iterator[Callable[[int, int], None]]:
     """A bar on a terminal, and a line at the end anywhere."""
+    began, everywhere = time.monotonic(), 0
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._began = 0.0
-        self._done = 0
-        self._progress = make_progress(console)
-        self._task = self._progress.add_task("features", figures="", visible=False)
+    def speed() -> str:
+        return f"{everywhere / max(time.monotonic() - began, 1e-9):.0f} images/s"
 
-    @override
-    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.is_global_zero:
-            self._began = time.monotonic()
-            self._progress.start()
-            self._progress.reset(self._task, total=int(trainer.num_predict_batches[0]), visible=True, figures="")
+    with make_progress(console) as progress:
+        task = progress.add_task("features", total=None, figures="")
 
-    @override
-    def on_predict_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        self._done += len(batch.pixels) * trainer.world_size
-        if trainer.is_global_zero:
-            self._progress.update(self._task, completed=batch_idx + 1, figures=f"{self._speed():.0f} images/s")
+        def show(done: int, total: int) -> None:
+            nonlocal everywhere
+            everywhere = done * world_size  # each process has about as many
+            progress.update(task, completed=done, total=total, figures=speed())
 
-    @override
-    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.is_global_zero:
-            self._progress.stop()
-            self._console.print(
-                f"features computed in {time.monotonic() - self._began:.1f} s, {self._speed():.0f} images/s"
-            )
-
-    @override
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        self._progress.stop()
-
-    def _speed(self) -> float:
-        return self._done / max(time.monotonic() - self._began, 1e-9)
+        yield show
+    console.print(f"features computed in {time.monotonic() - began:.1f} s, {speed()}")
 
 
 def _replacing(build: Callable[[], FeatureCache], folder: Path) -> FeatureCache:

@@ -10,7 +10,7 @@ from transfervae.backbones import license_remark, resolve_backbone_name
 from transfervae.data import ImageDataset
 from transfervae.model import TransferVAE
 from transfervae.options import Spec
-from transfervae.training.images import RunImages
+from transfervae.training._images import RunImages
 
 
 def choose_auto_backbone(model: Mapping[str, Any], console: Console) -> dict[str, Any]:

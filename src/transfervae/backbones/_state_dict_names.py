@@ -6,7 +6,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from transfervae.backbones.weights import check_fit
+from transfervae.backbones._weights import check_fit
 
 Names: TypeAlias = Mapping[str, tuple[str, ...]]
 """Our name to theirs: one, or those of the parts that ours stacks along the first axis."""

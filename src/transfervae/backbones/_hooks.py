@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from transfervae.backbones._token_layout import TokenLayout, as_map
 from transfervae.backbones.feature_spec import FeatureSpec
-from transfervae.backbones.token_layout import TokenLayout, as_map
 from transfervae.errors import ShapeError, UnknownNameError, UnsupportedBackboneError
 from transfervae.shapes import Features, Images
 

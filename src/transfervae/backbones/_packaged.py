@@ -6,9 +6,9 @@ from types import ModuleType
 
 from torch import Tensor
 
+from transfervae.backbones._timm import create_timm
 from transfervae.backbones.feature_spec import FeatureSpec
 from transfervae.backbones.frozen import FrozenBackbone
-from transfervae.backbones.timm import create_timm
 from transfervae.errors import MissingExtraError, WeightsMismatchError
 
 ARCHITECTURE = "tf_efficientnet_lite0"

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from transfervae.backbones._weights import check_fit
 from transfervae.backbones.feature_spec import FeatureSpec
 from transfervae.backbones.frozen import FrozenBackbone, Provenance
 from transfervae.backbones.vgg import LAYERS, build_vgg19, read_vgg19, resolve_nodes
-from transfervae.backbones.weights import check_fit
 from transfervae.errors import CheckpointError, MissingExtraError, WeightsUnavailableError
 
 NAME = "keras_vgg19"
