@@ -26,6 +26,7 @@ SLOW = (
     "tests/interop/",
     "tests/test_diffusers_view.py",
     "tests/test_docs.py",
+    "tests/training/test_loggers.py",
 )
 """Files whose tests run real processes, whole trainings, or other libraries' networks."""
 

@@ -27,6 +27,7 @@ from transfervae.errors import (
     UnknownOptionError,
     WeightsUnavailableError,
 )
+from transfervae.files import read_tensors, write_json, write_tensors
 from transfervae.heads import HEADS
 from transfervae.shapes import check_image_tensor
 
@@ -365,6 +366,13 @@ def test_a_foreign_safetensors_file_is_refused(saved: Path, tmp_path: Path) -> N
         tv.TransferVAE.from_pretrained(folder)
 
 
+def write_config(folder: Path, config: Any) -> None:
+    """Write a configuration as if the model had been saved with it."""
+    write_json(folder / "config.json", config)
+    weights = folder / "model.safetensors"
+    write_tensors(weights, read_tensors(weights).tensors, plain=json.dumps(config, sort_keys=True))
+
+
 def config_paths(values: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
     own = [path] if path else []
     nested = values.items() if isinstance(values, dict) else ()
@@ -387,7 +395,7 @@ def test_a_config_without_any_one_of_its_keys_is_refused(saved: Path, tmp_path: 
     for path in set(config_paths(json.loads(original))) - optional:
         config = json.loads(original)
         change(config, path, None)
-        (folder / "config.json").write_text(json.dumps(config))
+        write_config(folder, config)
         with pytest.raises(CheckpointError, match=r"config\.json"):
             tv.TransferVAE.from_pretrained(folder, backbone=shared_backbone("vgg19"))
 
@@ -402,7 +410,7 @@ def test_a_config_with_garbage_anywhere_is_refused(saved: Path, tmp_path: Path, 
         change(config, path, garbage)
         if (path[0] == "backbone" and len(path) > 1) or path == ("prior", "temperature"):
             continue
-        (folder / "config.json").write_text(json.dumps(config))
+        write_config(folder, config)
         with pytest.raises(CheckpointError):
             tv.TransferVAE.from_pretrained(folder, backbone=shared_backbone("vgg19"))
 
@@ -411,7 +419,9 @@ def test_missing_and_wrong_tensors_are_named(saved: Path, tmp_path: Path) -> Non
     folder = copy_of(saved, tmp_path)
     vae = tv.build_vae(shared_backbone("vgg19"), image_size=32, latent_dim=6, decoder=tv.Spec("resize", width=16))
     vae.save_pretrained(tmp_path / "other")
-    (tmp_path / "other" / "model.safetensors").replace(folder / "model.safetensors")
+    weights = folder / "model.safetensors"
+    plain = read_tensors(weights).plain
+    write_tensors(weights, read_tensors(tmp_path / "other" / "model.safetensors").tensors, plain=plain)
     with pytest.raises(CheckpointError, match="5 differ, first "):
         tv.TransferVAE.from_pretrained(folder, backbone=shared_backbone("vgg19"))
 
@@ -658,7 +668,7 @@ def test_a_garbled_scaling_is_refused(garbage: object, tmp_path: Path) -> None:
     vae.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["scaling"] == {"shape": [5]}
-    (tmp_path / "config.json").write_text(json.dumps(config | {"scaling": garbage}))
+    write_config(tmp_path, config | {"scaling": garbage})
     with pytest.raises(CheckpointError):
         tv.TransferVAE.from_pretrained(tmp_path, backbone=shared_backbone("vgg19"))
 

@@ -1,14 +1,17 @@
 """Files on disk: written aside and renamed, so that a killed process leaves the old file or the new one, never half."""
 
+import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 import safetensors.torch
+import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -16,10 +19,13 @@ from torch import Tensor
 from transfervae.errors import CheckpointError, FileWriteError, TransferVAEError
 
 FORMAT_KEY = "transfervae_format"
-FORMAT = 3
+FORMAT = 4
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 LOCK_FILE = ".lock"
+
+_ASIDE = re.compile(r"\..+\.[0-9a-f]{32}\.tmp", re.DOTALL)
+"""Names that `write_atomically` gives files before they are whole."""
 
 
 @contextmanager
@@ -35,6 +41,8 @@ def held(folder: Path, refusal: TransferVAEError) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if (folder / LOCK_FILE).is_symlink():
+            raise FileWriteError(f"{str(folder / LOCK_FILE)!r} is a link; delete it.")
         lock = FileLock(folder / LOCK_FILE, blocking=False)
         lock.acquire()
     except Timeout:
@@ -64,8 +72,15 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise FileWriteError(f"{str(path)!r} cannot be written: {error.strerror or error}.") from error
 
 
+def delete_leftovers(folder: Path) -> None:
+    """Delete what writes that were cut off have left beside their files: regular files with names of our making."""
+    for leftover in folder.glob(".*.tmp"):
+        if _ASIDE.fullmatch(leftover.name) and leftover.is_file() and not leftover.is_symlink():
+            leftover.unlink(missing_ok=True)
+
+
 def _write_aside(path: Path, content: bytes) -> None:
-    aside = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
+    aside = path.with_name(f".{path.name[:100]}.{uuid4().hex}.tmp")
     try:
         with aside.open("xb") as file:
             file.write(content)
@@ -96,15 +111,27 @@ def read_json(path: Path) -> dict[str, Any]:
         values = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise CheckpointError(f"There is no {path.name} in {str(path.parent)!r}.") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{str(path)!r} cannot be read as JSON: {error}") from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{str(path)!r} holds no JSON object.")
     return values
 
 
+class StoredTensors(NamedTuple):
+    """What a file of tensors holds.
+
+    Attributes:
+        tensors: By name, on the CPU.
+        plain: The text that belongs to them.
+    """
+
+    tensors: dict[str, Tensor]
+    plain: str
+
+
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], *, plain: str = "") -> None:
-    """Write tensors to a safetensors file, atomically.
+    """Write tensors to a safetensors file, atomically, with a checksum over all of it.
 
     Args:
         path: The file.
@@ -116,15 +143,12 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], *, plain: str = "")
     """
     stored = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     # One entry only: safetensors writes several in random order, and the same tensors should give the same bytes.
-    metadata = {FORMAT_KEY: f"{FORMAT} {plain}"}
+    metadata = {FORMAT_KEY: f"{FORMAT} {_digest(stored, plain)} {plain}"}
     write_atomically(path, safetensors.torch.save(stored, metadata))
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], str]:
+def read_tensors(path: Path) -> StoredTensors:
     """Read what `write_tensors` wrote.
-
-    Returns:
-        The tensors on the CPU, and the text.
 
     Raises:
         CheckpointError: If the file is missing, damaged, or not ours.
@@ -137,10 +161,22 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], str]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{str(path)!r} is damaged or no safetensors file: {error}") from error
-    version, _, plain = metadata.get(FORMAT_KEY, "").partition(" ")
+    version, _, rest = metadata.get(FORMAT_KEY, "").partition(" ")
     if version != str(FORMAT):
         raise CheckpointError(f"{str(path)!r} was not written by this version of transfervae.")
-    return tensors, plain
+    digest, _, plain = rest.partition(" ")
+    if _digest(tensors, plain) != digest:
+        raise CheckpointError(f"{str(path)!r} is damaged: its checksum is another than when it was written.")
+    return StoredTensors(tensors, plain)
+
+
+def _digest(tensors: Mapping[str, Tensor], plain: str) -> str:
+    """SHA-256 over names, types, shapes and values of tensors, and a text, in hexadecimal."""
+    digest = hashlib.sha256(plain.encode(errors="surrogatepass"))
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"\0{name} {tensor.dtype} {list(tensor.shape)}\0".encode(errors="surrogatepass"))
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def format_bytes(count: int) -> str:

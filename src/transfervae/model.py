@@ -320,7 +320,7 @@ class TransferVAE(nn.Module):
         """Load what `trainable_state` gave, all or nothing.
 
         Raises:
-            CheckpointError: If names or shapes do not fit.
+            CheckpointError: If names, shapes or kinds of numbers do not fit, or a value is NaN.
         """
         own = self.trainable_state()
         misfits = sorted(own.keys() ^ state.keys())
@@ -329,6 +329,10 @@ class TransferVAE(nn.Module):
             raise CheckpointError(
                 f"The weights do not fit the model; {len(misfits)} differ, first {', '.join(misfits[:3])}."
             )
+        for name, value in own.items():
+            if state[name].is_floating_point() != value.is_floating_point() or state[name].isnan().any():
+                kind = str(state[name].dtype).removeprefix("torch.")
+                raise CheckpointError(f"The weights do not fit the model: {name} is {kind}, or holds NaN.")
         with torch.no_grad():
             for name, value in own.items():
                 value.copy_(state[name])
@@ -343,7 +347,7 @@ class TransferVAE(nn.Module):
             folder: Made if missing; a model in it is replaced.
 
         Raises:
-            CheckpointError: If a part of your own holds a state that cannot be stored.
+            CheckpointError: If a part of your own holds a state that cannot be stored, or weights are NaN.
             FileWriteError: If the files cannot be written.
         """
         save_model(self, folder)

@@ -1,8 +1,9 @@
 """Files of a model: its parts by name and options, and the tensors of those that are trained."""
 
+import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -12,6 +13,7 @@ from transfervae.backbones import FrozenBackbone, create_backbone
 from transfervae.decoders import DECODERS
 from transfervae.errors import (
     CheckpointError,
+    FileWriteError,
     FingerprintMismatchError,
     TransferVAEError,
     UnknownNameError,
@@ -32,6 +34,9 @@ from transfervae.options import PartTable, plain
 from transfervae.priors import PRIORS
 from transfervae.scaling import LatentScaling
 from transfervae.shapes import parse_image_size
+
+NEW_WEIGHTS_FILE = f"{WEIGHTS_FILE}.new"
+"""The tensors of a model that is being saved over another, until the configuration is written too."""
 
 OWN = "own:"
 """Marks a part of your own in a configuration, before the name of its class."""
@@ -94,8 +99,19 @@ def save_model(vae: Saveable, folder: str | os.PathLike[str]) -> None:
     }
     if vae.scaling is not None:
         config["scaling"] = vae.scaling.config
-    write_tensors(path / WEIGHTS_FILE, tensors)
-    write_json(path / CONFIG_FILE, {FORMAT_KEY: FORMAT, **config})
+    spoiled = [name for name, value in tensors.items() if value.isnan().any()]
+    if spoiled:
+        raise CheckpointError(f"{spoiled[0]} holds NaN; a model with such weights gives no images.")
+    # The tensors' file holds the configuration too, and the rename of the configuration is the moment at which the new
+    # model takes the place of an old one: a process that is killed before or after it leaves one of the two, whole.
+    new = path / NEW_WEIGHTS_FILE
+    config = {FORMAT_KEY: FORMAT, **config}
+    write_tensors(new, tensors, plain=_as_text(config))
+    write_json(path / CONFIG_FILE, config)
+    try:
+        new.replace(path / WEIGHTS_FILE)
+    except OSError as error:
+        raise FileWriteError(f"{str(path / WEIGHTS_FILE)!r} cannot be written: {error.strerror}.") from error
 
 
 def load_model(
@@ -120,7 +136,7 @@ def load_model(
         if not isinstance(recipe["weights"], str | None) or not isinstance(fingerprint, str):
             raise CheckpointError("weights and fingerprint of the backbone must be text")
         size = parse_image_size(config["image_size"])
-    tensors, _ = read_tensors(path / WEIGHTS_FILE)
+    tensors = _read_weights(path, config)
     frozen = backbone or _find_backbone(recipe, weights)
     if frozen.fingerprint != fingerprint:
         raise FingerprintMismatchError(_mismatch_message(path, recipe, fingerprint, frozen))
@@ -155,6 +171,27 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if config.get(FORMAT_KEY) != FORMAT:
         raise CheckpointError(f"{str(folder / CONFIG_FILE)!r} was not written by this version of transfervae.")
     return config
+
+
+def _read_weights(folder: Path, config: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors that were saved with a configuration."""
+    wanted = _as_text(config)
+    stored = None
+    if (folder / NEW_WEIGHTS_FILE).is_file():
+        with suppress(CheckpointError):
+            stored = read_tensors(folder / NEW_WEIGHTS_FILE)
+    if stored is None or stored.plain != wanted:
+        stored = read_tensors(folder / WEIGHTS_FILE)
+    if stored.plain != wanted:
+        raise CheckpointError(
+            f"{CONFIG_FILE} in {str(folder)!r} is not the one that was saved with {WEIGHTS_FILE}: it was edited,"
+            " damaged, or copied from another model."
+        )
+    return stored.tensors
+
+
+def _as_text(config: Mapping[str, Any]) -> str:
+    return json.dumps(config, sort_keys=True)
 
 
 def _build(table: PartTable, config: Mapping[str, Any], *context: Any) -> nn.Module:

@@ -3,6 +3,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -117,7 +118,7 @@ def test_only_shards_that_are_missing_or_damaged_are_computed(tmp_path: Path) ->
     before = contents(tmp_path)
     (tmp_path / "00001.json").unlink()
     (tmp_path / "00002.features.npy").write_bytes(b"cut")
-    (tmp_path / ".00003.json.aside.tmp").touch()
+    (tmp_path / f".00003.json.{'0' * 32}.tmp").touch()
     plan = CacheBuilder(tiny_backbone(), Noise(), tmp_path)
     assert not plan.is_whole
     assert [row for batch in plan.batches() for row in batch] == [3, 4, 5, 6, 7, 8]
@@ -304,12 +305,48 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
         FeatureCache.build(tiny_backbone(), Noise(), tmp_path / "cache")
 
 
-def test_deleting_a_cache_leaves_other_files(tmp_path: Path) -> None:
-    FeatureCache.build(tiny_backbone(), Noise(), tmp_path)
-    for name in ("notes.json", "features.npy", "000001.npy.bak"):
-        (tmp_path / name).touch()
-    delete_cache(tmp_path)
-    assert set(contents(tmp_path)) == {"notes.json", "features.npy", "000001.npy.bak"}
+def owned(folder: Path, owner: str | None = "run") -> Path:
+    """A whole cache that was built for a run."""
+    FeatureCache.build(tiny_backbone(), Noise(), folder)
+    replace(Manifest.read(folder), owner=owner).write(folder)
+    return folder
+
+
+def test_a_run_deletes_its_own_cache(tmp_path: Path) -> None:
+    folder = owned(tmp_path / "cache")
+    (folder / f".00000.json.{'0' * 32}.tmp").touch()
+    delete_cache(folder, "run")
+    assert not set(contents(folder))
+
+
+@pytest.mark.parametrize("owner", [None, "other"])
+def test_a_cache_of_another_run_or_of_nobody_is_not_deleted(owner: str | None, tmp_path: Path) -> None:
+    before = contents(owned(tmp_path / "cache", owner))
+    with pytest.raises(CacheError, match="not built for this run"):
+        delete_cache(tmp_path / "cache", "run")
+    assert contents(tmp_path / "cache") == before
+
+
+@pytest.mark.parametrize("name", ["notes.json", "features.npy", "00007.features.npy", ".thesis.tmp", "20240101.json"])
+def test_a_cache_with_other_files_in_it_is_not_deleted(name: str, tmp_path: Path) -> None:
+    (owned(tmp_path / "cache") / name).touch()
+    before = contents(tmp_path / "cache")
+    with pytest.raises(CacheError, match="holds other files"):
+        delete_cache(tmp_path / "cache", "run")
+    assert contents(tmp_path / "cache") == before
+
+
+def test_what_a_link_leads_to_is_not_deleted(tmp_path: Path) -> None:
+    elsewhere = owned(tmp_path / "elsewhere")
+    before = contents(elsewhere)
+    (tmp_path / "cache").symlink_to(elsewhere)
+    with pytest.raises(CacheError, match="no folder of a feature cache"):
+        delete_cache(tmp_path / "cache", "run")
+    shard = elsewhere / "00000.features.npy"
+    shard.rename(tmp_path / "kept.npy")
+    shard.symlink_to(tmp_path / "kept.npy")
+    delete_cache(elsewhere, "run")
+    assert (tmp_path / "kept.npy").read_bytes() == before["00000.features.npy"]
 
 
 def test_a_disk_that_is_too_small_is_noticed_before_anything_is_computed(

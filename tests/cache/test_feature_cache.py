@@ -313,7 +313,10 @@ def test_any_edit_of_the_manifest_ends_in_an_error_of_ours(
         FeatureCache.build(tiny_backbone(), Noise(2), folder)
     except (CacheError, CacheMismatchError):
         return
-    assert values[field] == value or field in ("computed_in", "preprocessing", "data", "backbone"), (field, value)
+    assert values[field] == value or field in ("computed_in", "preprocessing", "data", "backbone", "owner"), (
+        field,
+        value,
+    )
 
 
 @pytest.mark.usefixtures("without_shape_checks")
@@ -344,5 +347,5 @@ def test_a_cache_that_is_being_built_is_not_deleted(tmp_path: Path) -> None:
     with builder.holding():
         before = contents(tmp_path)
         with pytest.raises(CacheInUseError, match="Another process is building"):
-            delete_cache(tmp_path)
+            delete_cache(tmp_path, "run")
         assert contents(tmp_path) == before != {}

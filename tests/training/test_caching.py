@@ -11,7 +11,7 @@ from rich.console import Console
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from tests.cache.small import Noise, assert_holds, tiny_backbone, write_pictures
+from tests.cache.small import Noise, assert_holds, contents, tiny_backbone, write_pictures
 from tests.runs import Small
 from tests.samples import make_backbone, shared_backbone
 from transfervae.backbones import FrozenBackbone
@@ -167,20 +167,24 @@ def test_a_transform_that_gives_no_image_is_refused(given: object, options: Smal
         options.train(tmp_path / "run", transform=lambda _: given)
 
 
-def test_what_a_run_that_got_nowhere_has_left_is_replaced(options: Small, tmp_path: Path) -> None:
+def test_a_cache_of_other_features_in_its_folder_is_refused(options: Small, tmp_path: Path) -> None:
     left = FeatureCache.build(make_backbone("vit"), ToyFaces(5, 32, dtype=torch.uint8), tmp_path / "features")
-    Ran(tmp_path, options)
-    cache = FeatureCache(left.folder)
-    cache.check(make_backbone("resnet"), options.open())
-    assert len(cache) == COUNT
+    before = contents(left.folder)
+    with pytest.raises(
+        CacheMismatchError, match=r"does not fit.* Or train with another --out, or with --engine\.cache"
+    ):
+        Ran(tmp_path, options)
+    assert contents(left.folder) == before
 
 
 @pytest.mark.parametrize("spoil", ["manifest.json", "00000.json"])
-def test_what_it_has_left_damaged_is_replaced(options: Small, spoil: str, tmp_path: Path) -> None:
+def test_a_damaged_cache_in_its_folder_is_refused(options: Small, spoil: str, tmp_path: Path) -> None:
     FeatureCache.build(make_backbone("resnet"), options.open(), tmp_path / "features")
     (tmp_path / "features" / spoil).write_text("{")
-    Ran(tmp_path, options)
-    FeatureCache(tmp_path / "features").check(make_backbone("resnet"), options.open())
+    before = contents(tmp_path / "features")
+    with pytest.raises(CacheError, match=r"cannot be read.* Or train with another --out"):
+        Ran(tmp_path, options)
+    assert contents(tmp_path / "features") == before
 
 
 @pytest.fixture(scope="module")

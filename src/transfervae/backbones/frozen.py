@@ -102,7 +102,7 @@ class FrozenBackbone(nn.Module):
         self._takes_if_made_for = takes_if_made_for
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1))
-        self._fingerprint: str | None = None
+        self._before_cast: tuple[str, str] | None = None
         self._shapes: dict[Size, tuple[int, int, int]] = {}
         self._range_seen = False
         self._layouts_known = False
@@ -218,10 +218,14 @@ class FrozenBackbone(nn.Module):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over weights, node and preprocessing as loaded, in hexadecimal."""
-        if self._fingerprint is None:
-            self._fingerprint = self._compute_fingerprint()
-        return self._fingerprint
+        """SHA-256 over weights, node and preprocessing, in hexadecimal; a cast to another dtype does not change it.
+
+        It is computed whenever it is asked for (about 0.1 s for VGG19), so that no change of the weights goes unseen.
+        """
+        now = self._compute_fingerprint()
+        if self._before_cast is not None and self._before_cast[0] == now:
+            return self._before_cast[1]
+        return now
 
     @property
     def license(self) -> str | None:
@@ -240,9 +244,11 @@ class FrozenBackbone(nn.Module):
         }
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FrozenBackbone":
-        if fn(torch.zeros(0)).dtype != torch.float32:
-            self._fingerprint = self.fingerprint  # of the weights as loaded: a cast does not make another backbone
+        is_cast = fn(self.mean.new_zeros(0)).dtype != self.mean.dtype
+        before = self.fingerprint if is_cast else ""
         super()._apply(fn, recurse)
+        if is_cast:  # of the weights as loaded: a cast does not make another backbone
+            self._before_cast = (self._compute_fingerprint(), before)
         return self
 
     def _check_range(self, images: Images) -> None:

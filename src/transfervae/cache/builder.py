@@ -24,6 +24,7 @@ from transfervae.cache._dataset import (
     probe_rows,
 )
 from transfervae.cache._shards import (
+    FILES,
     KINDS,
     read_items,
     read_summary,
@@ -51,7 +52,7 @@ from transfervae.errors import (
     InvalidOptionError,
     UnknownNameError,
 )
-from transfervae.files import LOCK_FILE, format_bytes, held
+from transfervae.files import LOCK_FILE, delete_leftovers, format_bytes, held
 from transfervae.shapes import Features, Images, Pixels, check_positive, unit_images
 
 SPARE_BYTES = 2**24
@@ -97,6 +98,7 @@ class CacheBuilder:
         autocast: torch.dtype | None = None,
         ranks: int = 1,
         spare: int = SPARE_BYTES,
+        owner: str | None = None,
     ) -> None:
         """Plan a build, or the rest of one.
 
@@ -110,6 +112,7 @@ class CacheBuilder:
             autocast: Precision that the backbone runs in; its own if None.
             ranks: Number of processes that share the work.
             spare: Bytes to be left free on the disk.
+            owner: The run that the cache is built for, and that may delete it.
 
         Raises:
             InvalidOptionError: If the data set's items are random, or the options cannot work.
@@ -127,6 +130,7 @@ class CacheBuilder:
         self._autocast = autocast
         self._ranks = ranks
         self._spare = spare
+        self._owner = owner
         self._check_folder()
         self.manifest = self._plan(dtype, flips=flips)
         self._arrays: dict[str, NDArray[Any]] = {}
@@ -229,8 +233,7 @@ class CacheBuilder:
     @contextmanager
     def _holding(self) -> Iterator[None]:
         with held(self.folder, in_use(self.folder)):
-            for leftover in self.folder.glob(".*.tmp"):
-                leftover.unlink(missing_ok=True)
+            delete_leftovers(self.folder)
             self.manifest.write(self.folder)
             yield
 
@@ -262,13 +265,14 @@ class CacheBuilder:
             rows=rows,
             rows_per_shard=choose_rows(row_bytes(sizes, features, flips=flips), rows, self._ranks),
             computed_in=str(self._autocast or self._backbone.mean.dtype).removeprefix("torch."),
+            owner=self._owner,
         )
         if not (self.folder / MANIFEST_FILE).exists():
             return manifest
         begun = Manifest.read(self.folder)
         begun.check_same(manifest, self.folder)
         check_items(begun, self._dataset, self.folder)
-        return replace(manifest, rows_per_shard=begun.rows_per_shard)
+        return replace(manifest, rows_per_shard=begun.rows_per_shard, owner=begun.owner)
 
     def _missing(self) -> list[int]:
         return [shard for shard in range(self.manifest.count) if read_summary(self.folder, shard) is None]
@@ -361,21 +365,28 @@ def in_use(folder: Path) -> CacheInUseError:
     return CacheInUseError(f"Another process is building the feature cache in {str(folder)!r}.")
 
 
-def delete_cache(folder: Path) -> None:
-    """Delete a cache, whole or not; files that are none of it stay.
+def delete_cache(folder: Path, owner: str) -> None:
+    """Delete a cache that was built for a run, and the folder with it.
+
+    Everything is checked before anything is deleted.
 
     Raises:
         CacheInUseError: If another process is building it.
+        CacheError: If it was built for another, or holds files that are none of a cache; nothing is deleted then.
         FileWriteError: If the folder cannot be written to.
     """
-    if folder.is_dir():
-        with held(folder, in_use(folder)):
-            _delete_files(folder)
-
-
-def _delete_files(folder: Path) -> None:
-    for pattern in (MANIFEST_FILE, *(f"{'[0-9]' * 5}*.{suffix}" for suffix in ("npy", "json"))):
-        for path in folder.glob(pattern):
+    if folder.is_symlink() or not folder.is_dir():
+        raise CacheError(f"{str(folder)!r} is no folder of a feature cache.")
+    with held(folder, in_use(folder)):
+        manifest = Manifest.read(folder)
+        if manifest.owner != owner:
+            raise CacheError(f"The feature cache in {str(folder)!r} was not built for this run.")
+        delete_leftovers(folder)
+        own = [shard_file(folder, shard, kind) for shard in range(manifest.count) for kind in FILES]
+        foreign = {path.name for path in folder.iterdir()} - {path.name for path in own} - {MANIFEST_FILE, LOCK_FILE}
+        if foreign:
+            raise CacheError(f"{str(folder)!r} holds other files ({', '.join(sorted(foreign)[:3])}).")
+        for path in (*own, folder / MANIFEST_FILE):  # a link would be deleted, not what it leads to
             path.unlink(missing_ok=True)
 
 

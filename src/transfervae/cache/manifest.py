@@ -42,6 +42,7 @@ class Manifest:
         rows_per_shard: Number of images in every shard but the last.
         computed_in: Precision that the backbone ran in; for information.
         shards: For each shard its files' bytes and CRC-32s; None until the cache is whole.
+        owner: The run that the cache was built for, and that may delete it; None for a cache of nobody's.
     """
 
     backbone: Mapping[str, Any]
@@ -55,6 +56,7 @@ class Manifest:
     rows_per_shard: int
     computed_in: str
     shards: Sequence[Mapping[str, Any]] | None = None
+    owner: str | None = None
 
     @property
     def count(self) -> int:
@@ -241,7 +243,7 @@ def _check_sense(manifest: Manifest) -> None:
     numbers = (*manifest.feature_shape, *manifest.image_size, manifest.rows, manifest.rows_per_shard)
     if len(numbers) != 7 or not all(isinstance(number, int) and number >= 1 for number in numbers):
         raise ValueError("its shapes make no sense")
-    kinds = {"flips": bool, "computed_in": str, "data": Mapping}
+    kinds = {"flips": bool, "computed_in": str, "data": Mapping, "owner": str | None}
     wrong = [name for name, kind in kinds.items() if not isinstance(getattr(manifest, name), kind)]
     if wrong or manifest.dtype not in DTYPES:
         raise ValueError(f"{(wrong or ['dtype'])[0]} makes no sense")

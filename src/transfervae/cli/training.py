@@ -22,7 +22,7 @@ from transfervae.errors import RunFolderError
 from transfervae.options import Option, options_of, plain
 
 OUT = "runs/faces"
-RECORDS = ("images", "versions", "transfervae_format")
+RECORDS = ("images", "run_id", "versions", "transfervae_format")
 """The entries of a run's configuration other than options."""
 
 DATA = inspect.Parameter(

@@ -69,15 +69,17 @@ def keep_features(
     *,
     epochs: int,
     execution: Execution,
-    is_resumed: bool,
+    owner: str,
     world_size: int,
     console: Console,
 ) -> FeatureCache | None:
     """Build the run's own cache; None if features are to be computed in every epoch instead, which is said.
 
-    What an earlier run that got nowhere has left in the run's folder, of other features, is deleted.
+    What the run itself has built of a cache that cannot be completed is deleted; nothing else ever is.
 
     Raises:
+        CacheMismatchError: If the folder holds a cache of other features.
+        CacheError: If it holds other files, or is a link.
         CacheInUseError: If another process builds in the same folder.
         FeatureValueError: If features are not finite, of several processes that are not all there yet.
         FileWriteError: If the disk is too small or full, likewise.
@@ -94,18 +96,23 @@ def keep_features(
         engine=engine,
         workers=images.workers,
         spare=SPARE_BYTES + RUN_FILES * sum(4 * parameter.numel() for parameter in vae.trainable_parameters()),
+        owner=owner,
         console=console,
     )
     if reason is None:
         try:
-            return build() if is_resumed else _replacing(build, folder)
+            return build()
+        except CacheInUseError:
+            raise
+        except (CacheError, CacheMismatchError) as error:
+            raise type(error)(f"{error} Or train with another --out, or with --engine.cache off.") from error
         except (FeatureValueError, FileWriteError) as error:
             if world_size > 1 and not is_initialized():
                 raise  # the processes to come would build, and wait for this one
             reason = str(error)
             if is_first_process():
-                with suppress(FileWriteError):
-                    delete_cache(folder)
+                with suppress(FileWriteError, CacheError):
+                    delete_cache(folder, owner)
     if is_first_process():
         console.print(f"features are computed in every epoch: {escape(reason)}", soft_wrap=True, highlight=False)
     return None
@@ -123,6 +130,7 @@ def build_cache(
     engine: EngineOptions | None = None,
     workers: int = 0,
     spare: int = SPARE_BYTES,
+    owner: str | None = None,
     console: Console | None = None,
 ) -> FeatureCache:
     """Compute what a cache lacks on the engine's devices, and open it; each process writes shards of its own.
@@ -140,6 +148,7 @@ def build_cache(
         engine: Devices and so on.
         workers: Processes that read images.
         spare: Bytes to be left free on the disk.
+        owner: The run that the cache is built for, and that may delete it.
         console: Where to print; nothing is printed if None.
 
     Returns:
@@ -165,6 +174,7 @@ def build_cache(
         autocast=execution.dtype,
         ranks=fabric.world_size,
         spare=spare,
+        owner=owner,
     )
     if builder.is_whole:
         return FeatureCache(folder)
@@ -220,17 +230,6 @@ def _display(console: Console, world_size: int) -> Iterator[Callable[[int, int],
 
         yield show
     console.print(f"features computed in {time.monotonic() - began:.1f} s, {speed()}")
-
-
-def _replacing(build: Callable[[], FeatureCache], folder: Path) -> FeatureCache:
-    """Build, in place of what does not fit."""
-    try:
-        return build()
-    except (CacheMismatchError, CacheError) as error:
-        if not is_first_process() or isinstance(error, CacheInUseError):
-            raise
-        delete_cache(folder)
-        return build()
 
 
 def _announce(builder: CacheBuilder, dataset: CacheableData, console: Console) -> None:

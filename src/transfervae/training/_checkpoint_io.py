@@ -37,17 +37,37 @@ class SafetensorsIO(CheckpointIO):
         Raises:
             CheckpointError: If the file is missing, damaged or foreign.
         """
-        tensors, plain = read_tensors(Path(path))
+        stored = read_tensors(Path(path))
         try:
-            checkpoint: dict[str, Any] = _unpack(json.loads(plain), tensors)
-        except (ValueError, KeyError, TypeError) as error:
+            checkpoint: dict[str, Any] = _unpack(json.loads(stored.plain), stored.tensors)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CheckpointError(f"{str(path)!r} holds no checkpoint of a run: {error}") from error
+        _check_paths(checkpoint, path)
         return checkpoint
 
     @override
     def remove_checkpoint(self, path: Any) -> None:
         """Delete a checkpoint if it is there."""
         Path(path).unlink(missing_ok=True)
+
+
+def _check_paths(checkpoint: Mapping[str, Any], file: object) -> None:
+    """Make sure that the states of checkpoint callbacks name files of their own folder only: Lightning deletes them.
+
+    Raises:
+        CheckpointError: If one names another.
+    """
+    callbacks = checkpoint.get("callbacks")
+    for state in callbacks.values() if isinstance(callbacks, Mapping) else ():
+        if not isinstance(state, Mapping) or not isinstance(state.get("dirpath"), str):
+            continue
+        folder = Path(state["dirpath"])
+        named = [state.get(key) for key in ("best_model_path", "last_model_path", "kth_best_model_path")]
+        models = state.get("best_k_models")
+        named += models if isinstance(models, Mapping) else ()
+        for name in filter(None, named):
+            if not isinstance(name, str) or ".." in Path(name).parts or folder not in Path(name).parents:
+                raise CheckpointError(f"{str(file)!r} names {name!r}, a file outside its folder; it was edited.")
 
 
 def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:

@@ -29,9 +29,6 @@ MODEL_KEYS = ("image_size", "backbone", "head", "decoder", "prior")
 MAY_DIFFER = ("epochs", "engine", "loggers")
 """Options that may change on resuming; the number of epochs may only grow."""
 
-NOT_CONFIGURED = ("images", "versions", "transfervae_format")
-"""Further entries of `config.json`."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:

@@ -13,7 +13,7 @@ from torchmetrics import MetricCollection
 from typing_extensions import override
 
 from transfervae.errors import InvalidOptionError, RunFolderError, UnknownNameError
-from transfervae.files import CONFIG_FILE, held, read_json, write_atomically
+from transfervae.files import CONFIG_FILE, delete_leftovers, held, read_json, write_atomically
 from transfervae.pictures import write_history, write_reconstructions
 from transfervae.shapes import Images
 from transfervae.training.loggers import RunLogger
@@ -37,6 +37,7 @@ class RunFolder:
         self.checkpoints = root / "checkpoints"
         self.features = root / "features"
         self.last = self.checkpoints / "last.safetensors"
+        self.pictures = root / "reconstructions"
         self.result = root / "result.json"
         self.metrics = root / "metrics.csv"
         self.val_images = root / "val_images.txt"
@@ -62,9 +63,37 @@ class RunFolder:
         """
         if self.root.exists() and not self.root.is_dir():
             raise RunFolderError(f"{str(self.root)!r} is a file, not a folder.")
+        self.check_folders()
         if self.last.exists() or self.model.exists():
             raise RunFolderError(
                 f"{str(self.root)!r} holds another run; continue it with --resume, or choose another folder."
+            )
+
+    def check_folders(self) -> None:
+        """Make sure that what the run writes and deletes lies in its own folder.
+
+        Raises:
+            RunFolderError: If a folder in it is a link, or a file.
+        """
+        for folder in (self.model, self.checkpoints, self.features, self.pictures):
+            if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+                what = "a link" if folder.is_symlink() else "a file"
+                raise RunFolderError(
+                    f"{str(folder)!r} is {what}, and a run needs a folder there; choose another folder with --out."
+                )
+
+    def check_resumable(self) -> None:
+        """Make sure that there is a checkpoint to go on from, or that the run did not get past its first epoch.
+
+        Raises:
+            RunFolderError: If the checkpoint is gone, so that the run would begin anew and replace what it had trained.
+        """
+        self.check_folders()
+        if self.last.exists() or not self.metrics.exists():
+            return
+        if self.result.exists() or len(self.metrics.read_text().splitlines()) > 1 + 1:  # a header, and one epoch
+            raise RunFolderError(
+                f"{str(self.last)!r} is missing, so the run cannot be continued; to train anew, choose another folder."
             )
 
     def read_config(self) -> dict[str, Any]:
@@ -89,8 +118,8 @@ class RunFolder:
 
     def clean(self) -> None:
         """Delete what writes that were cut off have left aside."""
-        for leftover in self.root.rglob(".*.tmp"):
-            leftover.unlink(missing_ok=True)
+        for folder in (self.root, self.model, self.checkpoints, self.pictures):
+            delete_leftovers(folder)
 
 
 class Monitor:
@@ -196,7 +225,7 @@ class RunRecorder(pl.Callback):
                 module.vae.save_pretrained(self._folder.model)
             if epoch % self._picture_every and epoch != 1:
                 return
-            path = self._folder.root / "reconstructions" / f"epoch_{epoch:03d}.png"
+            path = self._folder.pictures / f"epoch_{epoch:03d}.png"
             write_reconstructions(path, module.vae, self._examples)
         for logger in self._loggers:
             logger.log_picture("reconstructions", path, epoch)

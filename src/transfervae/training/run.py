@@ -9,6 +9,7 @@ from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
+from uuid import uuid4
 
 import pytorch_lightning as pl
 import torch
@@ -100,6 +101,7 @@ class _Run:
     loggers: Sequence[RunLogger]
     callbacks: Sequence[pl.Callback]
     console: Console
+    run_id: str
 
     def own_parts(self) -> dict[str, Any]:
         """Parts of the model that no table builds again, by kind; the saved model is read with them."""
@@ -178,7 +180,9 @@ def train(
     check_seed(seed)
     console = console or Console(quiet=True)
     folder = RunFolder(Path(out))
-    if not resume and is_first_process():
+    if resume:
+        folder.check_resumable()
+    elif is_first_process():
         folder.check_free()
     began = folder.read_config() if resume else {}
     defaults = read_recipe(recipe)
@@ -223,7 +227,8 @@ def train(
     if getattr(built.prior, "is_scaled", False) and built.scaling is None:
         count = max(1, SCALING_SAMPLE // groups["dataset"].batch_size)
         built.fit_scaling(islice(images.batches(images.training), count))
-    run = _Run(built, chosen, made_metrics, which, images, config, folder, made_loggers, callbacks, console)
+    run_id = str(began.get("run_id") or uuid4().hex)
+    run = _Run(built, chosen, made_metrics, which, images, config, folder, made_loggers, callbacks, console, run_id)
     return _carry_out(run, resume=resume)
 
 
@@ -319,7 +324,7 @@ def _carry_out(run: _Run, *, resume: bool) -> TrainResult:
                 folder.features,
                 epochs=run.config.epochs,
                 execution=execution,
-                is_resumed=resume,
+                owner=run.run_id,
                 world_size=trainer.world_size,
                 console=console,
             )
@@ -373,11 +378,25 @@ def _open_data(
 
 
 class _RunCheckpoint(ModelCheckpoint):
-    """Keeps track of the best epoch also in a run whose folder was moved."""
+    """Keeps track of the best epoch also in a run whose folder was moved.
+
+    Lightning deletes the files that its state names, so no path is taken from a file: the names are the run's own.
+    """
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict({**state_dict, "dirpath": self.dirpath})
+        folder = Path(self.dirpath or "")
+        best, last = (str(folder / f"{name}{self.FILE_EXTENSION}") for name in ("best", self.CHECKPOINT_NAME_LAST))
+        score = state_dict["best_model_score"]
+        own = {
+            "dirpath": self.dirpath,
+            "best_model_path": best,
+            "last_model_path": last,
+            "kth_best_model_path": best,
+            "kth_value": score,
+            "best_k_models": {best: score},
+        }
+        super().load_state_dict({**state_dict, **own})
 
 
 def _make_trainer(run: _Run, own: list[pl.Callback]) -> pl.Trainer:
@@ -420,6 +439,7 @@ def _write_config(run: _Run, engine: EngineOptions) -> None:
     config = run.config.to_dict() | {
         "engine": plain(asdict(engine)),
         "images": run.images.images_id,
+        "run_id": run.run_id,
         "versions": {name: version(name) for name in ("transfervae", "torch", "timm", "pytorch-lightning")},
     }
     write_json(run.folder.config, config)

@@ -1,0 +1,141 @@
+"""Nothing that a run did not make itself is deleted or replaced, whatever lies in its folder."""
+
+import shutil
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.cache.small import contents
+from tests.runs import Small
+from tests.samples import make_backbone
+from transfervae.cache import FeatureCache
+from transfervae.data import ToyFaces
+from transfervae.errors import CacheError, CacheMismatchError, CheckpointError, RunFolderError
+from transfervae.files import read_tensors
+from transfervae.training._checkpoint_io import SafetensorsIO
+from transfervae.training._run_folder import RunFolder
+
+SMALL = Small(faces=12, epochs=2)
+
+
+def listing(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder, with its content; locks left out."""
+    paths = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != ".lock")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    SMALL.train(folder)
+    return folder
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    """A copy of a finished run."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+@pytest.mark.parametrize("is_linked", [False, True])
+def test_files_of_the_user_in_features_stay(is_linked: bool, tmp_path: Path) -> None:
+    home = tmp_path / ("elsewhere" if is_linked else "out/features")
+    home.mkdir(parents=True)
+    for name in ("00001.npy", "20240101-labels.json", "00000.json", "photo.jpg", "manifest.txt"):
+        (home / name).write_text(name)
+    if is_linked:
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "features").symlink_to(home)
+    before = listing(home)
+    with pytest.raises((CacheError, RunFolderError), match=r"holds other files .* Or train with another|is a link"):
+        SMALL.train(tmp_path / "out")
+    assert listing(home) == before
+
+
+def test_a_finished_cache_is_not_replaced(tmp_path: Path) -> None:
+    FeatureCache.build(make_backbone("resnet"), ToyFaces(12, 64, dtype=torch.uint8), tmp_path / "features")
+    before = contents(tmp_path / "features")
+    with pytest.raises(CacheMismatchError, match="does not fit"):
+        SMALL.train(tmp_path)
+    assert contents(tmp_path / "features") == before
+
+
+@pytest.mark.parametrize("name", ["features", "checkpoints", "model", "reconstructions"])
+@pytest.mark.parametrize("kind", ["link", "file"])
+def test_a_link_or_a_file_where_a_folder_belongs_is_refused(name: str, kind: str, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "best.safetensors").write_text("mine")
+    (tmp_path / "out").mkdir()
+    if kind == "link":
+        (tmp_path / "out" / name).symlink_to(elsewhere)
+    else:
+        (tmp_path / "out" / name).write_text("mine")
+    before = listing(tmp_path)
+    with pytest.raises(RunFolderError, match=f"{name}.* is a {kind}"):
+        SMALL.train(tmp_path / "out")
+    assert listing(tmp_path) == before
+
+
+def test_only_leftovers_of_writes_are_cleaned_up(tmp_path: Path) -> None:
+    ours = [f".config.json.{'0a' * 16}.tmp", f"checkpoints/.last.safetensors.{'f' * 32}.tmp"]
+    theirs = [".thesis.tmp", ".config.json.12.tmp", f"notes/.config.json.{'0a' * 16}.tmp", "a.tmp"]
+    for name in (*ours, *theirs):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    RunFolder(tmp_path).clean()
+    assert set(listing(tmp_path)) == set(theirs)
+
+
+def rewrite_state(run: Path, **changes: Any) -> None:
+    """Craft a checkpoint: its files are consistent, and Lightning's state names what an attacker wants."""
+    io, last = SafetensorsIO(), run / "checkpoints" / "last.safetensors"
+    checkpoint = io.load_checkpoint(last)
+    for state in checkpoint["callbacks"].values():
+        if "last_model_path" in state:
+            state.update(changes)
+    io.save_checkpoint(checkpoint, last)
+
+
+@pytest.mark.parametrize("key", ["last_model_path", "best_model_path", "kth_best_model_path"])
+@pytest.mark.parametrize("way", ["checkpoints/../../victim.txt", "../victim.txt", "absolute", "link/victim.txt"])
+def test_no_path_in_a_checkpoint_reaches_a_file_outside(run: Path, key: str, way: str, tmp_path: Path) -> None:
+    victim = tmp_path / "victim.txt"
+    victim.write_text("precious")
+    (run / "checkpoints" / "link").symlink_to(tmp_path)
+    path = str(victim) if way == "absolute" else str(run / way) if way != "link/victim.txt" else ""
+    path = path or str(run / "checkpoints" / way)
+    rewrite_state(run, **{key: path}, dirpath=str(run / "checkpoints"), best_k_models={path: torch.tensor(1e9)})
+    with suppress(CheckpointError):  # of ways that lead out; a link's name does not
+        Small(faces=12, epochs=3).train(run, resume=True)
+    assert victim.read_text() == "precious"
+
+
+def test_a_moved_run_keeps_its_best_epoch(run: Path) -> None:
+    before = read_tensors(run / "checkpoints" / "best.safetensors")
+    result = Small(faces=12, epochs=3).train(run, resume=True)
+    assert len(result.rows) == 3
+    assert (run / "checkpoints" / "best.safetensors").exists()
+    if result.best["epoch"] < 3:
+        after = read_tensors(run / "checkpoints" / "best.safetensors")
+        assert all(torch.equal(after.tensors[name], value) for name, value in before.tensors.items())
+
+
+def test_a_run_without_its_checkpoint_is_not_begun_anew(run: Path) -> None:
+    (run / "checkpoints" / "last.safetensors").unlink()
+    before = listing(run)
+    with pytest.raises(RunFolderError, match="is missing, so the run cannot be continued; to train anew"):
+        SMALL.train(run, resume=True)
+    assert listing(run) == before
+
+
+def test_a_flipped_bit_in_a_checkpoint_is_noticed(run: Path) -> None:
+    last = run / "checkpoints" / "last.safetensors"
+    content = bytearray(last.read_bytes())
+    content[-3] ^= 4
+    last.write_bytes(content)
+    with pytest.raises(CheckpointError, match="is damaged"):
+        Small(faces=12, epochs=3).train(run, resume=True)
