@@ -12,12 +12,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from transfervae.data.dataset import find_image, image_pixels
+from transfervae.errors import FeatureValueError
 from transfervae.files import write_atomically
 from transfervae.model import TransferVAE
 from transfervae.posteriors import Posterior
 from transfervae.shapes import Images, unit_images
 
 BATCH = 32
+
+_NOT_FINITE = "The model gives values that are not finite: its weights are bad, or its precision is too low."
 
 
 @torch.no_grad()
@@ -38,7 +41,10 @@ def encode_images(
     posteriors: list[Posterior] = []
     done = 0
     for batch in _batches(images):
-        posteriors.append(vae.encode(batch.to(vae.device)))
+        posterior = vae.encode(batch.to(vae.device))
+        if not all(values.isfinite().all() for values in posterior.moments().values()):
+            raise FeatureValueError(_NOT_FINITE)
+        posteriors.append(posterior)
         done += len(batch)
         if progress is not None:
             progress(done)
@@ -58,8 +64,10 @@ def reconstruct_images(vae: TransferVAE, images: Dataset[Any]) -> tuple[Images, 
         The items and their reconstructions, `[n, 3, h, w]` each, on the CPU.
     """
     originals = list(_batches(images))
-    reconstructions = [vae.reconstruct(batch.to(vae.device)).cpu() for batch in originals]
-    return torch.cat(originals), torch.cat(reconstructions)
+    reconstructions = torch.cat([vae.reconstruct(batch.to(vae.device)).cpu() for batch in originals])
+    if reconstructions.isnan().any():
+        raise FeatureValueError(_NOT_FINITE)
+    return torch.cat(originals), reconstructions
 
 
 def write_latents(path: str | os.PathLike[str], paths: Sequence[str | os.PathLike[str]], posterior: Posterior) -> None:

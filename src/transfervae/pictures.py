@@ -13,7 +13,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from transfervae.errors import MissingExtraError
+from transfervae.errors import FeatureValueError, MissingExtraError
 from transfervae.files import write_atomically
 from transfervae.model import TransferVAE
 from transfervae.shapes import Images, check_seed
@@ -222,6 +222,8 @@ def shorten(number: float) -> str:
 
 
 def _to_pixels(image: Float[Tensor, "3 h w"]) -> Any:
+    if image.isnan().any():
+        raise FeatureValueError("The image to be written holds NaN: the weights or the precision of its model are bad.")
     return (image.detach().float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
 
 

@@ -173,15 +173,15 @@ def stage_count(network: Any) -> int:
     return len(network.feature_info)
 
 
-def _tensor_names(name: str, spec: FeatureSpec, owner: str) -> tuple[list[str], set[str]]:
-    """Names of a network's tensors in order, and of those that are left without its classifier.
+def _tensor_names(name: str, spec: FeatureSpec, owner: str) -> tuple[dict[str, torch.dtype], set[str]]:
+    """A network's tensors by name, in order, and the names of those that are left without its classifier.
 
     Nodes are looked for on the way, before weights are read or fetched.
     """
     timm = import_module("timm")
     with torch.device("meta"), _silence("timm"):
         network = timm.create_model(name)
-        whole = list(network.state_dict())
+        whole = {name: value.dtype for name, value in network.state_dict().items()}
         if hasattr(network, "reset_classifier"):  # a few have no classifier
             network.reset_classifier(0)
         _resolve(network, spec, owner)
@@ -193,7 +193,7 @@ def _loading_options(
     weights: str | PathLike[str],
     convert: Callable[[dict[str, Tensor], list[str]], dict[str, Tensor]] | None,
     *,
-    whole: list[str],
+    whole: dict[str, torch.dtype],
     trunk: set[str],
 ) -> dict[str, Any]:
     """What makes timm load weights: its own published ones, or all of a file's but the classifier's, strictly."""
@@ -203,11 +203,17 @@ def _loading_options(
         return {"pretrained": True}
     state = read_weights(weights)
     if convert is not None:
-        state = convert(state, whole)
+        state = convert(state, list(whole))
     classifiers = (config.classifier,) if isinstance(config.classifier, str) else tuple(config.classifier or ())
     past = tuple(f"{classifier}." for classifier in classifiers)
     dropped = set(whole) - trunk  # a few heads hold more than the classifier
     kept = {key: tensor for key, tensor in state.items() if key not in dropped and not key.startswith(past)}
+    if not kept:  # timm would take it for no weights at all, and fetch its own
+        raise WeightsMismatchError(f"{str(weights)!r} holds no tensor of timm:{name} but its classifier's.")
+    for key, tensor in kept.items():
+        if key in whole and whole[key].is_floating_point != tensor.is_floating_point():
+            misfit = f"{key} is {tensor.dtype} instead of {whole[key]}"
+            raise WeightsMismatchError(describe_misfits(f"timm:{name}", [misfit]))
     return {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": kept, "num_classes": 0}}
 
 

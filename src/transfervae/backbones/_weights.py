@@ -38,14 +38,14 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         Tensors by name, on the CPU.
 
     Raises:
-        CheckpointError: If the file is missing, damaged, or holds no state dict.
+        CheckpointError: If the file is missing, damaged, or holds no state dict, or values that are not finite.
     """
     file = Path(path)
     if not file.is_file():
         raise CheckpointError(f"There is no weights file {str(file)!r}.")
     try:
         if file.suffix == ".safetensors":
-            return load_file(file)
+            return _check_state(load_file(file), file)
         state = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
@@ -58,8 +58,19 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     for wrapping in WRAPPINGS:
         if isinstance(state, Mapping) and isinstance(state.get(wrapping), Mapping):
             state = state[wrapping]
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+    return _check_state(state, file)
+
+
+def _check_state(state: object, file: Path) -> dict[str, Tensor]:
+    if not isinstance(state, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
+    ):
         raise CheckpointError(f"{str(file)!r} holds no state dict (tensors by name).")
+    if not state:
+        raise CheckpointError(f"{str(file)!r} holds no tensors.")
+    for name, value in state.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise CheckpointError(f"{str(file)!r} is spoiled: {name} holds values that are not finite.")
     return dict(state)
 
 
@@ -127,7 +138,7 @@ def load_strictly(network: nn.Module, state: Mapping[str, Tensor], *, owner: str
 
 
 def check_fit(own: Mapping[str, Tensor], state: Mapping[str, Tensor], *, owner: str) -> None:
-    """Check that a state dict has the names and shapes of a network's own.
+    """Check that a state dict has the names, shapes and kinds of numbers of a network's own.
 
     Raises:
         WeightsMismatchError: If not; the first three misfits are named.
@@ -138,6 +149,11 @@ def check_fit(own: Mapping[str, Tensor], state: Mapping[str, Tensor], *, owner: 
         f"{name} is {list(state[name].shape)} instead of {list(own[name].shape)}"
         for name in own
         if name in state and state[name].shape != own[name].shape
+    ]
+    misfits += [
+        f"{name} is {state[name].dtype} instead of {own[name].dtype}"
+        for name in own
+        if name in state and state[name].is_floating_point() != own[name].is_floating_point()
     ]
     if misfits:
         raise WeightsMismatchError(describe_misfits(owner, misfits))

@@ -1,5 +1,6 @@
 """`create_backbone`: from a name to a frozen network."""
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,9 @@ from transfervae.backbones.frozen import FrozenBackbone
 from transfervae.shapes import parse_image_size
 
 RANDOM_WEIGHTS_SEED = 0
+
+_CREATING = threading.Lock()
+"""Networks draw their first weights from torch's global generator, so only one is created at a time."""
 
 
 def create_backbone(
@@ -66,6 +70,6 @@ def create_backbone(
     size = None if image_size is None else parse_image_size(image_size)
     weights = None if weights == "none" else weights
     chosen = weights if weights in (None, "default") else str(Path(weights or "").absolute())
-    with torch.random.fork_rng(devices=[]):
+    with _CREATING, torch.random.fork_rng(devices=[]):
         torch.manual_seed(RANDOM_WEIGHTS_SEED)
         return family.create(name, spec, chosen, size)

@@ -184,4 +184,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _to_eight_bits(image: Image.Image) -> Image.Image:
     """Rescale 16-bit gray, which Pillow would cut off at white."""
     values = np.asarray(image).astype(np.float64)
+    # Pillow gives 16-bit PNG and PGM as 32-bit integers too; in a TIFF these are what they say.
+    if image.mode == "I" and (image.format == "TIFF" or values.min() < 0 or values.max() > 65535):
+        raise ValueError("its pixels are 32-bit or signed integers, which have no known range")
     return Image.fromarray(np.clip(np.rint(values / 257), 0, 255).astype(np.uint8))

@@ -61,12 +61,12 @@ def _check_paths(checkpoint: Mapping[str, Any], file: object) -> None:
     for state in callbacks.values() if isinstance(callbacks, Mapping) else ():
         if not isinstance(state, Mapping) or not isinstance(state.get("dirpath"), str):
             continue
-        folder = Path(state["dirpath"])
+        folder = Path(state["dirpath"]).resolve()
         named = [state.get(key) for key in ("best_model_path", "last_model_path", "kth_best_model_path")]
         models = state.get("best_k_models")
         named += models if isinstance(models, Mapping) else ()
         for name in filter(None, named):
-            if not isinstance(name, str) or ".." in Path(name).parts or folder not in Path(name).parents:
+            if not isinstance(name, str) or folder not in Path(name).resolve().parents:
                 raise CheckpointError(f"{str(file)!r} names {name!r}, a file outside its folder; it was edited.")
 
 
