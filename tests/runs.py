@@ -79,9 +79,7 @@ class Small:
             self.model if model is None else model,
             self.data,
             out=out,
-            objective=self.objective,
             epochs=self.epochs,
-            dataset=self.dataset,
             optimizer={"learning_rate": self.learning_rate, **(optimizer or {})},
-            **{"engine": self.engine, **more},
+            **{"objective": self.objective, "dataset": self.dataset, "engine": self.engine, **more},
         )

@@ -2,16 +2,21 @@
 
 import sys
 
+INTERRUPTED = 130
+
 
 def main() -> None:
     """Run the command line, or say which extra it needs."""
     try:
-        from transfervae.cli import run
-    except ModuleNotFoundError as error:
-        if error.name not in ("typer", "rich"):
-            raise
-        sys.exit("The command line needs the extra 'train': pip install 'transfervae[train]'")
-    run()
+        try:
+            from transfervae.cli import run
+        except ModuleNotFoundError as error:
+            if error.name not in ("typer", "rich"):
+                raise
+            sys.exit("The command line needs the extra 'train': pip install 'transfervae[train]'")
+        run()
+    except KeyboardInterrupt:  # before a command has begun; those that take long have words of their own for it
+        sys.exit(INTERRUPTED)
 
 
 if __name__ == "__main__":

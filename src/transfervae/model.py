@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple, Protocol, cast, runtime_checkable
 
 import torch
@@ -410,3 +411,15 @@ class TransferVAE(nn.Module):
                 "This model has no latent scaling; call fit_scaling(batches) with training images, or leave scaled out."
             )
         return self.scaling
+
+
+@contextmanager
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode, then each module's own mode again: statistics of batch normalisation stay as they are."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, is_training in modes.items():
+            part.training = is_training

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from transfervae.errors import FeatureValueError, MissingExtraError
 from transfervae.files import write_atomically
-from transfervae.model import TransferVAE
+from transfervae.model import TransferVAE, evaluation_mode
 from transfervae.shapes import Images, check_seed
 from transfervae.summary import PartSummary, summarise
 
@@ -84,7 +84,7 @@ def write_reconstructions(path: str | os.PathLike[str], vae: TransferVAE, images
     Raises:
         FileWriteError: If the file cannot be written.
     """
-    with torch.no_grad():
+    with evaluation_mode(vae), torch.no_grad():
         write_pairs(path, images, vae.reconstruct(images.to(vae.device)).cpu())
 
 
@@ -93,7 +93,7 @@ def write_samples(path: str | os.PathLike[str], vae: TransferVAE, *, count: int 
 
     Args:
         path: The file.
-        vae: The model.
+        vae: The model; it is left in the mode that it was in.
         count: Number of draws, at least 1.
         seed: Which draws.
 
@@ -103,7 +103,7 @@ def write_samples(path: str | os.PathLike[str], vae: TransferVAE, *, count: int 
     """
     check_seed(seed)
     generator = torch.Generator(vae.device).manual_seed(seed)
-    with torch.no_grad():
+    with evaluation_mode(vae), torch.no_grad():
         images = vae.sample(count, generator=generator).cpu()
     write_grid(path, images.split(ROW))
 
@@ -139,7 +139,7 @@ def write_architecture(path: str | os.PathLike[str], vae: TransferVAE) -> None:
 
     Args:
         path: The file.
-        vae: The model.
+        vae: The model; it is left in the mode that it was in.
 
     Raises:
         MissingExtraError: If matplotlib is not installed.

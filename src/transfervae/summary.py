@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from transfervae.model import TransferVAE
+from transfervae.model import TransferVAE, evaluation_mode
 from transfervae.posteriors import Posterior
 
 
@@ -45,7 +45,7 @@ def summarise(vae: TransferVAE) -> list[PartSummary]:
     flops: dict[str, int] = {}
     image = torch.full((1, 3, *vae.image_size), 0.5, device=vae.device)
     counter = FlopCounterMode(display=False)
-    with _recording(parts, counter, shapes, flops), counter, torch.no_grad():
+    with evaluation_mode(vae), _recording(parts, counter, shapes, flops), counter, torch.no_grad():
         vae.decode(vae.encode(image).mode())
     return [_describe(name, part, shapes[name], flops[name]) for name, part in parts.items()]
 

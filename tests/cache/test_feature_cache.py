@@ -17,7 +17,7 @@ import transfervae as tv
 from tests.cache.small import COUNT, Noise, contents, shard_bytes, tiny_backbone, write_pictures
 from tests.samples import make_backbone, shared_backbone
 from transfervae.cache import CacheBuilder, CachedItem, FeatureCache, feature_cache, manifest
-from transfervae.cache._shards import Shard, map_shard
+from transfervae.cache._shards import Shard, open_shard
 from transfervae.cache.builder import delete_cache
 from transfervae.data import ImageFolder, ToyFaces
 from transfervae.errors import CacheError, CacheInUseError, CacheMismatchError, InvalidOptionError
@@ -93,14 +93,14 @@ def test_an_epoch_maps_every_shard_once(
 ) -> None:
     mapped: list[int] = []
 
-    def noted_map(folder: Path, of: manifest.Manifest, shard: int) -> Shard:
+    def noted_open(folder: Path, of: manifest.Manifest, shard: int) -> Shard:
         mapped.append(shard)
-        return map_shard(folder, of, shard)
+        return open_shard(folder, of, shard)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(manifest, "SHARD_BYTES", shard_bytes(3, flips=flips))
         built = FeatureCache.build(tiny_backbone(), Noise(20), tmp_path_factory.mktemp("caches"), flips=flips)
-        patch.setattr(feature_cache, "map_shard", noted_map)
+        patch.setattr(feature_cache, "open_shard", noted_open)
         for rank in range(world):
             mapped.clear()
             cache = FeatureCache(built.folder, window=window * shard_bytes(3, flips=flips))
@@ -111,7 +111,7 @@ def test_an_epoch_maps_every_shard_once(
             for key in padded:
                 assert isinstance(cache[key], CachedItem)
             assert max(Counter(mapped).values()) == 1
-            assert len(cache._mapped) <= window + 1
+            assert len(cache._open) <= window + 1
 
 
 def test_a_copy_in_another_process_opens_its_own_files(cache: FeatureCache) -> None:

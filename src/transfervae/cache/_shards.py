@@ -2,12 +2,15 @@
 
 import io
 import json
+import math
 import os
+import threading
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tokenize import TokenError
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -24,17 +27,91 @@ FILES = (*KINDS, "items")
 FEATURE_TYPES = MappingProxyType({"float16": "<f2", "bfloat16": "<u2"})
 CHUNK = 2**24
 
+UNREADABLE = (OSError, ValueError, EOFError, TypeError, SyntaxError, TokenError, RecursionError, OverflowError)
+"""What NumPy raises for headers that are damaged."""
+
 
 class Shard(NamedTuple):
-    """The mapped files of a shard.
+    """The open files of a shard.
 
     Attributes:
-        features: `[rows, (2,) c, h', w']`; bfloat16 as its bits.
-        images: `[rows, 3, h, w]`, uint8.
+        features: Rows `[(2,) c, h', w']`; bfloat16 as its bits.
+        images: Rows `[3, h, w]`, uint8.
     """
 
-    features: NDArray[Any]
-    images: NDArray[Any]
+    features: "RowFile"
+    images: "RowFile"
+
+
+class RowFile:
+    """An NPY file that is read row by row.
+
+    It is read rather than mapped: a mapped file that is truncated meanwhile ends the process without a message.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], repair: str) -> None:
+        """Open a file.
+
+        Args:
+            path: The file.
+            shape: What it must hold, rows first.
+            dtype: Their type.
+            repair: What to do about a damaged one, for messages.
+
+        Raises:
+            CacheError: If the file is missing, or holds something else.
+        """
+        self._path, self._repair = path, repair
+        self._shape, self._dtype = shape[1:], dtype
+        self._row_bytes = math.prod(self._shape) * dtype.itemsize
+        self._lock = threading.Lock()
+        self._file = -1
+        try:
+            with path.open("rb") as file:
+                found = _read_header(file)
+                self._start = file.tell()
+                self._file = os.dup(file.fileno())
+        except UNREADABLE as error:
+            raise CacheError(f"{str(path)!r} cannot be read: {error}; {repair}.") from error
+        if found != (shape, dtype):
+            raise CacheError(
+                f"{str(path)!r} holds {found[1]} {list(found[0])}, the manifest says {dtype} {list(shape)}; {repair}."
+            )
+        self._state = self._current_state()
+
+    def __del__(self) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+
+    def row(self, place: int, part: int | None = None) -> NDArray[Any]:
+        """A copy of a row, or of one part of it.
+
+        Raises:
+            CacheError: If the file was changed since it was opened.
+        """
+        if self._current_state() != self._state:
+            raise CacheError(f"{str(self._path)!r} was changed while it was read; {self._repair}.")
+        size, start, shape = self._row_bytes, self._start + place * self._row_bytes, self._shape
+        if part is not None:
+            size, shape = size // shape[0], shape[1:]
+            start += part * size
+        content = bytearray(size)
+        if self._read_at(content, start) != size:
+            raise CacheError(f"{str(self._path)!r} is truncated; {self._repair}.")
+        return np.frombuffer(content, self._dtype).reshape(shape)
+
+    def _current_state(self) -> tuple[int, int]:
+        status = os.fstat(self._file)
+        return status.st_size, status.st_mtime_ns
+
+    def _read_at(self, content: bytearray, start: int) -> int:
+        if hasattr(os, "preadv"):  # processes that a fork made share a file's position
+            return os.preadv(self._file, [content], start)
+        with self._lock:
+            os.lseek(self._file, start, os.SEEK_SET)
+            read = os.read(self._file, len(content))
+            content[: len(read)] = read
+            return len(read)
 
 
 def shard_file(folder: Path, shard: int, kind: str) -> Path:
@@ -53,10 +130,10 @@ def to_array(values: Tensor) -> NDArray[Any]:
 
 
 def to_features(stored: NDArray[Any], manifest: Manifest) -> Tensor:
-    """A copy of stored features as a tensor."""
+    """Stored features as a tensor, which shares their memory."""
     if manifest.dtype == "bfloat16":
-        return torch.from_numpy(np.array(stored).view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(np.array(stored))
+        return torch.from_numpy(stored.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(stored)
 
 
 def write_shard(
@@ -88,7 +165,7 @@ def read_summary(folder: Path, shard: int) -> dict[str, Any] | None:
         _ = [int(summary[kind]["crc32"]) for kind in KINDS], list(summary["items"])
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise CacheError(f"{str(path)!r} cannot be read: {error}; delete it and build the cache again.") from error
     is_whole = all(_size(shard_file(folder, shard, kind)) == size for kind, size in sizes.items())
     return summary if is_whole else None
@@ -123,7 +200,7 @@ def check_sizes(folder: Path, manifest: Manifest) -> None:
             path = shard_file(folder, shard, kind)
             try:
                 expected, _ = int(summary[kind]["bytes"]), int(summary[kind]["crc32"])
-            except (KeyError, TypeError, ValueError) as error:
+            except (KeyError, TypeError, ValueError, OverflowError) as error:
                 raise CacheError(
                     f"The manifest in {str(folder)!r} was edited: shard {shard} has no size and checksum of its {kind}."
                 ) from error
@@ -139,13 +216,23 @@ def summarise_file(path: Path) -> dict[str, int]:
     return {"bytes": len(content), "crc32": zlib.crc32(content)}
 
 
-def map_shard(folder: Path, manifest: Manifest, shard: int) -> Shard:
-    """Map a shard's files into memory.
+def open_shard(folder: Path, manifest: Manifest, shard: int) -> Shard:
+    """Open a shard's files.
 
     Raises:
         CacheError: If they are not what the manifest says.
     """
-    return Shard(*(_map(folder, manifest, shard, kind) for kind in KINDS))
+    rows = len(manifest.shard_rows(shard))
+    files = (
+        RowFile(
+            shard_file(folder, shard, kind),
+            (rows, *manifest.row_shapes[kind]),
+            stored_dtype(manifest, kind),
+            _repair(folder, shard),
+        )
+        for kind in KINDS
+    )
+    return Shard(*files)
 
 
 def check_contents(folder: Path, manifest: Manifest, shard: int) -> None:
@@ -160,20 +247,13 @@ def check_contents(folder: Path, manifest: Manifest, shard: int) -> None:
             raise CacheError(f"{str(path)!r} was changed after it was written; {_repair(folder, shard)}.")
 
 
-def _map(folder: Path, manifest: Manifest, shard: int, kind: str) -> NDArray[Any]:
-    path = shard_file(folder, shard, kind)
-    try:
-        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise CacheError(f"{str(path)!r} cannot be read: {error}; {_repair(folder, shard)}.") from error
-    expected = (len(manifest.shard_rows(shard)), *manifest.row_shapes[kind]), stored_dtype(manifest, kind)
-    if (array.shape, array.dtype) != expected:
-        found = f"{array.dtype} {list(array.shape)}"
-        raise CacheError(
-            f"{str(path)!r} holds {found}, the manifest says {expected[1]} {list(expected[0])};"
-            f" {_repair(folder, shard)}."
-        )
-    return array
+def _read_header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, is_transposed, dtype = read(file)
+    if is_transposed:
+        raise ValueError("its axes are in another order")
+    return shape, dtype
 
 
 def _repair(folder: Path, shard: int) -> str:

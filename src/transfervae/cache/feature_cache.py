@@ -8,7 +8,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
@@ -17,7 +16,7 @@ from typing_extensions import override
 
 from transfervae.backbones import FrozenBackbone
 from transfervae.cache._dataset import CacheableData, as_pixels, identify_data
-from transfervae.cache._shards import Shard, check_contents, check_sizes, map_shard, read_summary, to_features
+from transfervae.cache._shards import Shard, check_contents, check_sizes, open_shard, read_summary, to_features
 from transfervae.cache.builder import CacheBuilder, check_items
 from transfervae.cache.manifest import Manifest
 from transfervae.cache.sampler import WindowSampler
@@ -26,7 +25,7 @@ from transfervae.files import LOCK_FILE
 from transfervae.shapes import check_positive
 
 WINDOW = 2**30
-"""About so many bytes are shuffled together, and mapped at once."""
+"""Bytes, about, that are shuffled together, and whose files are open at once."""
 
 
 class CachedItem(NamedTuple):
@@ -44,8 +43,9 @@ class CachedItem(NamedTuple):
 class FeatureCache(Dataset[CachedItem]):
     """Features of a data set's images on disk, with the images themselves: what `forward_from_features` needs.
 
-    Files are mapped, a window of them at a time, so that a set that is larger than memory is read from disk as the
-    training goes on: give a loader the order of `sampler`. A shard's checksum is compared when it is first mapped.
+    Files are read row by row, a window of them at a time, so that a set that is larger than memory is read from disk as
+    the training goes on: give a loader the order of `sampler`. A shard's checksum is compared when it is first opened;
+    a shard that is changed while it is read is noticed by its size and time of change.
 
     Attributes:
         folder: The cache's folder.
@@ -57,7 +57,7 @@ class FeatureCache(Dataset[CachedItem]):
 
         Args:
             folder: The cache's folder.
-            window: About so many bytes are mapped at once, at least one shard.
+            window: Bytes, about, whose files are open at once; at least one shard.
 
         Raises:
             CacheError: If there is none, or it is incomplete, damaged, of another version, or being built.
@@ -69,7 +69,7 @@ class FeatureCache(Dataset[CachedItem]):
             raise CacheError(_incomplete_message(self.folder, self.manifest))
         check_sizes(self.folder, self.manifest)
         self._window = max(1, window // (self.manifest.row_bytes * self.manifest.rows_per_shard))
-        self._mapped: OrderedDict[int, Shard] = OrderedDict()
+        self._open: OrderedDict[int, Shard] = OrderedDict()
         self._checked: set[int] = set()
 
     @staticmethod
@@ -134,19 +134,19 @@ class FeatureCache(Dataset[CachedItem]):
         if not -len(self) <= row < len(self):
             raise IndexError(f"row {row} of {len(self)}")
         shard, place = divmod(row % len(self), self.manifest.rows_per_shard)
-        mapped = self._map(shard)
-        image = torch.from_numpy(np.array(mapped.images[place]))
+        files = self._open_shard(shard)
+        image = torch.from_numpy(files.images.row(place))
         if not self.manifest.flips:
             if is_mirrored:
                 self.check_flips()
-            return CachedItem(image, to_features(mapped.features[place], self.manifest))
-        features = to_features(mapped.features[place, int(is_mirrored)], self.manifest)
+            return CachedItem(image, to_features(files.features.row(place), self.manifest))
+        features = to_features(files.features.row(place, int(is_mirrored)), self.manifest)
         return CachedItem(image.flip(-1) if is_mirrored else image, features)
 
     def sampler(
         self, rows: Sequence[int] | None = None, *, rank: int = 0, world: int = 1, seed: int = 0, flips: bool = False
     ) -> WindowSampler:
-        """An order for a loader that shuffles within what is mapped.
+        """An order for a loader that shuffles within a window.
 
         Args:
             rows: The rows to deal, ascending; all if None.
@@ -218,18 +218,18 @@ class FeatureCache(Dataset[CachedItem]):
                 progress(shard + 1, self.manifest.count)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_mapped": OrderedDict()}  # mapped files would be copied to another process
+        return {**self.__dict__, "_open": OrderedDict()}  # another process opens files of its own
 
-    def _map(self, shard: int) -> Shard:
-        if shard in self._mapped:
-            return self._mapped[shard]
+    def _open_shard(self, shard: int) -> Shard:
+        if shard in self._open:
+            return self._open[shard]
         if shard not in self._checked and _is_checker(shard):
             check_contents(self.folder, self.manifest, shard)
         self._checked.add(shard)
-        while len(self._mapped) > self._window:
-            self._mapped.popitem(last=False)
-        self._mapped[shard] = map_shard(self.folder, self.manifest, shard)
-        return self._mapped[shard]
+        while len(self._open) > self._window:
+            self._open.popitem(last=False)
+        self._open[shard] = open_shard(self.folder, self.manifest, shard)
+        return self._open[shard]
 
 
 def _size_of(dataset: CacheableData) -> tuple[int, int]:

@@ -77,6 +77,11 @@ class WindowSampler(Sampler[Key]):
         """Go to an epoch; each has an order of its own."""
         self._epoch = epoch
 
+    @property
+    def epoch_seed(self) -> int:
+        """What the epoch's randomness on this process starts from."""
+        return epoch_seed(self._seed, self._epoch, self._rank)
+
     @override
     def __iter__(self) -> Iterator[Key]:
         generator = torch.Generator().manual_seed((self._seed + self._epoch) % 2**63)
@@ -91,7 +96,7 @@ class WindowSampler(Sampler[Key]):
     def _deal_shards(self, generator: torch.Generator) -> Iterator[Key]:
         present, counts = torch.unique_consecutive(self._rows // self._rows_per_shard, return_counts=True)
         shards = self._rows.split(counts.tolist())
-        own = torch.Generator().manual_seed(((self._seed + self._epoch) * SEED_STRIDE + self._rank) % 2**63)
+        own = torch.Generator().manual_seed(self.epoch_seed)
         dealt, key = 0, None
         for window in torch.randperm(len(present), generator=generator).split(self._shards_per_window * self._world):
             hands = [window[rank :: self._world].tolist() for rank in range(self._world)]
@@ -125,3 +130,8 @@ class WindowSampler(Sampler[Key]):
 
 def _join(parts: Sequence[Tensor]) -> Tensor:
     return torch.cat(list(parts)) if parts else torch.empty(0, dtype=torch.int64)
+
+
+def epoch_seed(seed: int, epoch: int, rank: int) -> int:
+    """What an epoch's randomness starts from, on one of several processes."""
+    return ((seed + epoch) * SEED_STRIDE + rank) % 2**63

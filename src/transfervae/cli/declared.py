@@ -139,6 +139,10 @@ def read_value(label: str, value: Any, annotation: Any) -> Any:
     raise InvalidOptionError(f"{label} must be {describe_type(annotation)}, got {value!r}.")
 
 
+COMMAND_LINE_ONLY = ("config", "print_config", "resume")
+"""Options that a file cannot hold."""
+
+
 def read_file(path: Path) -> Tree:
     """Read options from a YAML or JSON file: plain values only, so that nothing in it is imported or run.
 
@@ -146,11 +150,16 @@ def read_file(path: Path) -> Tree:
         InvalidOptionError: If it cannot be read, or holds no options by name.
     """
     try:
-        tree = yaml.safe_load(path.read_text("utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        tree = yaml.safe_load(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise InvalidOptionError(f"The configuration {str(path)!r} cannot be read: {error}") from error
+    if tree is None:
+        return {}
     if not isinstance(tree, dict):
         raise InvalidOptionError(f"The configuration {str(path)!r} must hold options by name.")
+    for name in COMMAND_LINE_ONLY:
+        if name in tree:
+            raise InvalidOptionError(f"{name} belongs on the command line, not into the configuration {str(path)!r}.")
     return tree
 
 

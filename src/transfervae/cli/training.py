@@ -18,7 +18,7 @@ from transfervae.cache import DTYPES, FeatureCache
 from transfervae.cli.app import INTERRUPTED, app, say, screen
 from transfervae.cli.declared import Section, Tree, add_command, complete, scan, spell_flag, spell_key
 from transfervae.cli.sections import IMAGE_SIZE, Choices, read_config_option, words
-from transfervae.errors import RunFolderError
+from transfervae.errors import InvalidOptionError, RunFolderError
 from transfervae.options import Option, options_of, plain
 
 OUT = "runs/faces"
@@ -60,8 +60,11 @@ def add_train() -> None:
 
     out = Path(scan(words(), "--out") or OUT)
     resumes = "--resume" in words()
+    if resumes and scan(words(), "--config") is not None:
+        raise InvalidOptionError("--resume goes on with the run's own options; leave --config out.")
     file = _read_run(out) if resumes else read_config_option()
-    recipe = scan(words(), "--recipe") or file.pop("recipe", None) or "seed"
+    in_file = file.pop("recipe", None)
+    recipe = scan(words(), "--recipe") or in_file or "seed"
     defaults = training.read_recipe(recipe)
     choices = Choices({name: value for name, value in file.items() if name not in RECORDS}, defaults)
     run_section = _run_section(recipe)

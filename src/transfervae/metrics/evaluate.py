@@ -1,5 +1,6 @@
 """The figures of a model over held-out images."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -33,11 +34,15 @@ def make_metrics(metrics: Sequence[AnyMetric] | Mapping[str, Metric] = DEFAULT_M
         UnknownNameError: For a name that is not in `METRICS`.
         InvalidOptionError: For a metric that is given twice, or is none.
     """
+    if isinstance(metrics, str | Metric):
+        raise InvalidOptionError(f"metrics must be a list of metrics, got {metrics!r}; write [{metrics!r}].")
     made: dict[str, Metric] = {}
     entries = metrics.items() if isinstance(metrics, Mapping) else [_named(metric) for metric in metrics]
     for name, metric in entries:
         if not isinstance(metric, Metric):
             raise InvalidOptionError(f"{name} must be a torchmetrics.Metric, got {type(metric).__name__}.")
+        if name == "loss" or not re.fullmatch(r"\w+", name):
+            raise InvalidOptionError(f"A metric cannot be named {name!r}: letters, digits and _, and not 'loss'.")
         if name in made:
             raise InvalidOptionError(f"The metric {name!r} is given twice.")
         made[name] = metric

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
+import torch
 from torch import Tensor, nn
 
 from transfervae.errors import InvalidOptionError, UnknownOptionError
@@ -59,6 +60,9 @@ class Objective(nn.Module):
         names = [name for name, _ in made]
         if not names or len(set(names)) < len(names):
             raise InvalidOptionError(f"An objective needs at least one term, and each name once, got {names}.")
+        for name in names:
+            if not name.isidentifier() or hasattr(nn.ModuleDict(), name):
+                raise InvalidOptionError(f"A term cannot be named {name!r}: letters, digits and _, such as 'edges'.")
         self.terms = nn.ModuleDict(dict(made))
         for name, weighted in self.items():
             if weighted.weight is None:
@@ -99,10 +103,13 @@ class Objective(nn.Module):
         for name, entry in self.items():
             value = entry.term.evaluate(output, images)
             raw[name] = value.raw
+            if not weights[name]:  # a term that does not count cannot spoil the others, whatever its value
+                weighted[name] = torch.zeros_like(value.minimised)
+                continue
             weighted[name] = value.minimised if weights[name] == 1 else weights[name] * value.minimised
             total = weighted[name] if total is None else total + weighted[name]
-        if total is None:
-            raise InvalidOptionError("The objective has no terms.")
+        if total is None:  # nothing counts yet
+            total = 0.0 * output.reconstruction.sum()
         return ObjectiveValue(total, raw, weighted)
 
     def items(self) -> Iterator[tuple[str, WeightedTerm]]:

@@ -134,6 +134,7 @@ class WeightedTerm(nn.Module):
         super().__init__()
         if not isinstance(term, Term):
             raise InvalidOptionError(f"A term must be an objectives.Term, got {type(term).__name__}.")
+        _check_methods(term)
         if schedule not in SCHEDULES:
             raise UnknownNameError("schedule", schedule, SCHEDULES)
         check_nonnegative(weight=0 if weight is None else weight)
@@ -150,6 +151,16 @@ class WeightedTerm(nn.Module):
         if started < 0:
             return 0.0
         return SCHEDULES[self.schedule](self.weight or 0.0, self.schedule_epochs * steps_per_epoch)(started)
+
+
+def _check_methods(term: Term) -> None:
+    kind = type(term)
+    if "_modules" not in vars(term):
+        raise InvalidOptionError(f"{kind.__name__}.__init__ must call super().__init__().")
+    if kind.forward is Term.forward and kind.evaluate is Term.evaluate:
+        raise InvalidOptionError(f"The term {kind.__name__} has no forward(output, images).")
+    if term.has_optimizer and kind.own_loss is Term.own_loss:
+        raise InvalidOptionError(f"The term {kind.__name__} has an optimiser, and no own_loss(output, images) for it.")
 
 
 class MakeSchedule(Protocol):

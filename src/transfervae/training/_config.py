@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,12 +11,12 @@ from pytorch_lightning.loggers import Logger
 from torchmetrics import MetricCollection
 
 from transfervae.decoders import DECODERS
-from transfervae.errors import InvalidOptionError, RunFolderError, UnknownOptionError
+from transfervae.errors import InvalidOptionError, RunFolderError
 from transfervae.heads import HEADS
 from transfervae.metrics import METRICS
 from transfervae.model import TransferVAE
 from transfervae.objectives import Objective
-from transfervae.options import plain
+from transfervae.options import check_values, options_of, plain
 from transfervae.priors import PRIORS
 from transfervae.saving import OWN, describe_part
 from transfervae.training.options import DataOptions, EngineOptions, OptimizerOptions
@@ -161,14 +161,8 @@ def make_group(kind: type[Group], given: Group | Mapping[str, Any] | None) -> Gr
         return kind()
     if not isinstance(given, Mapping):
         raise InvalidOptionError(f"Expected a {kind.__name__} or a mapping of its options, got {given!r}.")
-    known = [field.name for field in fields(kind)]
-    for name in given:
-        if name not in known:
-            raise UnknownOptionError(kind.__name__, name, known)
-    try:
-        return kind(**given)
-    except TypeError as error:
-        raise InvalidOptionError(f"{kind.__name__}: {error}.") from error
+    check_values(kind.__name__, options_of(kind), given)
+    return kind(**given)
 
 
 def _is_own(name: object) -> bool:

@@ -125,7 +125,12 @@ class RunImages(pl.LightningDataModule):
             epochs: Any = self.trainer.fit_loop.epoch_progress.current
             sampler.set_epoch(epochs.processed)
         source = self.cache or _LiveImages(self.dataset, self.transform)
-        return self._loader(source, sampler, drop_last=len(sampler) >= self.batch_size)
+        return _EpochLoader(
+            source,
+            drop_last=len(sampler) >= self.batch_size,
+            seeds=lambda: sampler.epoch_seed,
+            **self._loading(sampler, is_random=self.transform is not None),
+        )
 
     @override
     def val_dataloader(self) -> DataLoader[Any]:
@@ -155,18 +160,30 @@ class RunImages(pl.LightningDataModule):
         trainer = self.trainer
         return (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
 
-    def _loader(
-        self, source: Dataset[Any], order: Sampler[Any] | Sequence[int], *, drop_last: bool = False
-    ) -> DataLoader[Any]:
-        return DataLoader(
-            source,
-            batch_size=self.batch_size,
-            sampler=order,
-            drop_last=drop_last,
-            num_workers=self.workers,
-            persistent_workers=self.workers > 0,
-            pin_memory=torch.cuda.is_available(),
-        )
+    def _loader(self, source: Dataset[Any], order: Sequence[int]) -> DataLoader[Any]:
+        return DataLoader(source, **self._loading(order))
+
+    def _loading(self, order: Sampler[Any] | Sequence[int], *, is_random: bool = False) -> dict[str, Any]:
+        return {
+            "batch_size": self.batch_size,
+            "sampler": order,
+            "num_workers": self.workers,
+            "persistent_workers": self.workers > 0 and not is_random,  # new ones are seeded anew
+            "pin_memory": torch.cuda.is_available(),
+        }
+
+
+class _EpochLoader(DataLoader[Any]):
+    """A loader whose workers draw, in every epoch, what they would draw in a run that was not interrupted."""
+
+    def __init__(self, source: Dataset[Any], *, seeds: Callable[[], int], **options: Any) -> None:
+        super().__init__(source, generator=torch.Generator(), **options)
+        self._seeds = seeds
+
+    @override
+    def __iter__(self) -> Any:
+        self.generator.manual_seed(self._seeds())
+        return super().__iter__()
 
 
 class _LiveImages(Dataset[Tensor]):

@@ -14,15 +14,14 @@ from torchmetrics import MeanMetric, MetricCollection
 from typing_extensions import override
 
 from transfervae.cache import CachedItem
-from transfervae.errors import CheckpointError, DivergedError
+from transfervae.cache.sampler import epoch_seed
+from transfervae.errors import CheckpointError, DivergedError, InvalidOptionError
 from transfervae.execution import Execution
 from transfervae.model import TransferVAE, VAEOutput
-from transfervae.objectives import Objective, ObjectiveValue
+from transfervae.objectives import Objective, ObjectiveValue, Term
 from transfervae.shapes import Images, unit_images
 from transfervae.training._ema import WeightAverage
 from transfervae.training.options import OptimizerOptions
-
-SEED_STRIDE = 1_000_003
 
 FUSED = ("cpu", "cuda")
 """Where Adam can change all parameters in one pass over memory."""
@@ -145,7 +144,7 @@ class VAEModule(pl.LightningModule):
             fused=self.device.type in FUSED,
         )
         scheduler = LambdaLR(optimizer, lambda step: self._rate(step))  # noqa: PLW0108 - a method would be saved
-        own = [cast(torch.optim.Optimizer, term.make_optimizer()) for term in self._own_terms.values()]
+        own = [_made_optimizer(term) for term in self._own_terms.values()]
         groups = [group for each in own for group in each.param_groups]
         self._own_parameters = [value for group in groups for value in group["params"] if value.requires_grad]
         return [optimizer, *own], [{"scheduler": scheduler, "interval": "step"}]
@@ -158,12 +157,11 @@ class VAEModule(pl.LightningModule):
 
     @override
     def on_train_epoch_start(self) -> None:
-        """Start the epoch's own noise."""
-        seed = (self._seed + self.current_epoch) * SEED_STRIDE + self.global_rank
-        if self._compiled:
-            torch.manual_seed(seed % 2**63)
-        else:
-            self._generator = torch.Generator(self.device).manual_seed(seed % 2**63)
+        """Start the epoch's own noise; torch's global one is for parts and transforms of one's own."""
+        seed = epoch_seed(self._seed, self.current_epoch, self.global_rank)
+        torch.manual_seed(seed)
+        if not self._compiled:
+            self._generator = torch.Generator(self.device).manual_seed(seed)
 
     def evaluated_weights(self) -> AbstractContextManager[None]:
         """A context in which the model has the weights that are evaluated and saved: the averaged ones, if any."""
@@ -182,16 +180,23 @@ class VAEModule(pl.LightningModule):
         """
         figures = {f"train/{name}": mean.compute().item() for name, mean in _entries(self._train_means)}
         figures |= {f"val/{name}": mean.compute().item() for name, mean in _entries(self._val_means)}
-        figures |= {f"val/{name}": float(value) for name, value in self.metrics.compute().items()}
+        figures |= {f"val/{name}": _as_number(name, value) for name, value in self.metrics.compute().items()}
         for metric in (*self._train_means.values(), *self._val_means.values(), self.metrics):
             metric.reset()  # type: ignore[operator]
-        wrong = [name for name, value in figures.items() if not math.isfinite(value)]
-        if wrong:
-            raise DivergedError(
-                f"The run diverged: {wrong[0]} is {figures[wrong[0]]} in epoch {self.current_epoch + 1}; try a smaller"
-                " learning rate, or a higher precision."
-            )
+        self._check_finite(figures)
         return figures
+
+    def _check_finite(self, figures: Mapping[str, float]) -> None:
+        unweighted = {f"term/{name}" for name, weight in self.objective.final_weights().items() if not weight}
+        wrong = [name for name, value in figures.items() if not math.isfinite(value)]
+        wrong = [name for name in wrong if name.partition("/")[2] not in unweighted]
+        if not wrong:
+            return
+        name = next((name for name in wrong if "/term/" in name), wrong[0])
+        found = f"{name} is {figures[name]} in epoch {self.current_epoch + 1}"
+        if all(other.removeprefix("val/") in self.metrics for other in wrong):
+            raise DivergedError(f"The metric {found}; the objective itself is finite.")
+        raise DivergedError(f"The run diverged: {found}; try a smaller learning rate, or a higher precision.")
 
     @override
     def state_dict(self, *_: Any, **__: Any) -> dict[str, Any]:  # type: ignore[override]
@@ -237,6 +242,8 @@ class VAEModule(pl.LightningModule):
                 continue
             with self.execution.autocast(images.device):
                 loss = term.own_loss(detached, images)
+            if not isinstance(loss, Tensor) or loss.ndim or not loss.requires_grad:
+                raise InvalidOptionError(f"own_loss of {name!r} must give one number with a gradient, got {loss!r}.")
             self.manual_backward(loss)
             optimizer.step()
             optimizer.zero_grad()
@@ -287,6 +294,23 @@ class VAEModule(pl.LightningModule):
             term = entries[name].detach()
             weight = term.new_full((), count)  # a plain number would be copied to the device, and waited for
             mean.update(term, weight)
+
+
+def _made_optimizer(term: Term) -> torch.optim.Optimizer:
+    made = term.make_optimizer()
+    if not isinstance(made, torch.optim.Optimizer) or isinstance(made, torch.optim.LBFGS):
+        kind = type(made).__name__
+        raise InvalidOptionError(
+            f"make_optimizer of {type(term).__name__} must give an optimiser that steps without a closure, got {kind}."
+        )
+    return made
+
+
+def _as_number(name: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InvalidOptionError(f"The metric {name!r} must compute one number, got {value!r}.") from error
 
 
 def _means_of(objective: Objective) -> nn.ModuleDict:

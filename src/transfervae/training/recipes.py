@@ -27,6 +27,6 @@ def read_recipe(name: str) -> Mapping[str, Any]:
     Raises:
         UnknownNameError: For a name that is not in `RECIPES`.
     """
-    if name not in RECIPES:
-        raise UnknownNameError("recipe", name, RECIPES)
+    if not isinstance(name, str) or name not in RECIPES:
+        raise UnknownNameError("recipe", str(name), RECIPES)
     return RECIPES[name]

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 from uuid import uuid4
 
 import pytorch_lightning as pl
@@ -16,19 +16,21 @@ import torch
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers import Logger
 from rich.console import Console
+from torch import Tensor
 from torchmetrics import MetricCollection
 from typing_extensions import override
 
 from transfervae.build import AnySpec, build_vae, check_backbone
 from transfervae.cache import DTYPES, FeatureCache
 from transfervae.data import ImageDataset, ToyFaces, open_dataset
-from transfervae.errors import UnknownNameError, UnknownOptionError
+from transfervae.errors import InvalidOptionError, UnknownNameError, UnknownOptionError
 from transfervae.files import write_atomically, write_json
 from transfervae.metrics import DEFAULT_METRICS, AnyMetric, evaluate, make_metrics, mean_image_rmse
-from transfervae.model import TransferVAE
+from transfervae.model import TransferVAE, evaluation_mode
 from transfervae.objectives import Objective
 from transfervae.options import plain
 from transfervae.pictures import write_architecture, write_reconstructions, write_samples
+from transfervae.priors.prior import Prior
 from transfervae.progress import progress_bar
 from transfervae.saving import OWN
 from transfervae.shapes import check_positive, check_seed, parse_image_size
@@ -178,6 +180,7 @@ def train(
     """
     check_positive(epochs=epochs, patience=1 if patience is None else patience)
     check_seed(seed)
+    _check_given(callbacks, loggers, transform, monitor)
     console = console or Console(quiet=True)
     folder = RunFolder(Path(out))
     if resume:
@@ -213,8 +216,11 @@ def train(
         loggers=describe_loggers(loggers),
         **groups,
     )
+    _check_samples(built)
     if resume:
         config.check_same(began, folder.root)
+        if folder.last.exists():
+            SafetensorsIO().load_checkpoint(folder.last)  # a damaged one is refused before anything is written
     images = RunImages(
         opened,
         val=opened_val if opened_val is not None else groups["dataset"].val,
@@ -343,6 +349,42 @@ def _carry_out(run: _Run, *, resume: bool) -> TrainResult:
         if not is_first_process():
             return TrainResult(vae, recorder.rows, recorder.best, float("nan"), folder.root)
         return _finalize(run, recorder, trainer.strategy.root_device)
+
+
+def _check_given(callbacks: object, loggers: object, transform: object, monitor: object) -> None:
+    if not isinstance(callbacks, Sequence) or not all(isinstance(entry, pl.Callback) for entry in callbacks):
+        raise InvalidOptionError(f"callbacks must be a list of Lightning callbacks, got {callbacks!r}.")
+    if not isinstance(loggers, Sequence) or isinstance(loggers, str):
+        raise InvalidOptionError(f"loggers must be a list of loggers, got {loggers!r}; write [{loggers!r}].")
+    if transform is not None and not callable(transform):
+        raise InvalidOptionError(f"transform must be a function of an image, got {transform!r}.")
+    if not isinstance(monitor, str):
+        raise InvalidOptionError(f"monitor must be the name of a figure, got {monitor!r}.")
+
+
+def _check_samples(vae: TransferVAE) -> None:
+    """Draw from the prior once, so that one that cannot is refused before a run rather than after it.
+
+    Raises:
+        InvalidOptionError: If the prior gives no latents, or the decoder no images in [0, 1].
+    """
+    kind = type(vae.prior).__name__
+    with evaluation_mode(vae), torch.no_grad():
+        try:
+            latents = cast(Prior, vae.prior).sample(2, generator=torch.Generator(vae.device).manual_seed(0))
+        except (AttributeError, TypeError, RuntimeError, ValueError) as error:
+            raise InvalidOptionError(f"The prior {kind} gives no samples: {error}") from error
+        expected = (2, *vae.latent_shape)
+        if not isinstance(latents, Tensor) or tuple(latents.shape) != expected:
+            given = list(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
+            raise InvalidOptionError(f"The prior {kind} must give latents {list(expected)}, got {given}.")
+        images = vae.decoder(torch.zeros_like(latents))
+        kind = type(vae.decoder).__name__
+        if not isinstance(images, Tensor) or tuple(images.shape) != (2, 3, *vae.image_size):
+            answer: object = list(images.shape) if isinstance(images, Tensor) else type(images).__name__
+            raise InvalidOptionError(f"The decoder {kind} must give images {[2, 3, *vae.image_size]}, got {answer}.")
+        if not 0 <= images.min() <= images.max() <= 1:
+            raise InvalidOptionError(f"The decoder {kind} must give images in [0, 1]; end it with a sigmoid.")
 
 
 def _model_arguments(given: AnySpec, defaults: Mapping[str, Any]) -> dict[str, Any]:
