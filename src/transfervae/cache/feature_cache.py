@@ -255,7 +255,9 @@ def _is_checker(shard: int) -> bool:
 
 
 def _incomplete_message(folder: Path, manifest: Manifest) -> str:
-    done = sum(read_summary(folder, shard) is not None for shard in range(manifest.count))
+    # Files are looked for, not numbers: a damaged manifest may say that there are any number of shards.
+    numbers = {int(path.stem) for path in folder.glob("*.json") if path.stem.isdecimal()}
+    done = sum(read_summary(folder, shard) is not None for shard in numbers if shard < manifest.count)
     state = f"The feature cache in {str(folder)!r} is incomplete ({done} of {manifest.count} shards)"
     if done == manifest.count:
         state = f"The feature cache in {str(folder)!r} has all its shards, but its manifest was not finished"
