@@ -1,14 +1,17 @@
 """One small backbone of each kind, and models around them."""
 
+import json
 from collections.abc import Mapping
 from functools import cache
+from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 import transfervae as tv
+from transfervae.files import read_tensors, write_json, write_tensors
 
 
 class Kind(NamedTuple):
@@ -67,3 +70,10 @@ def random_images(kind: str = "vgg19", *, count: int = 2, seed: int = 0) -> Tens
     """Noise in [0, 1] of the size that goes with the kind."""
     size = KINDS[kind].size
     return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def save_config(folder: Path, config: Mapping[str, Any]) -> None:
+    """Write a configuration into a model's folder as if the model had been saved with it."""
+    write_json(folder / "config.json", config)
+    weights = folder / "model.safetensors"
+    write_tensors(weights, read_tensors(weights).tensors, plain=json.dumps(config, sort_keys=True))

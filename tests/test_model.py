@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 import transfervae as tv
-from tests.samples import KINDS, make_backbone, make_vae, random_images, shared_backbone
+from tests.samples import KINDS, make_backbone, make_vae, random_images, save_config, shared_backbone
 from tests.strategies import SEEDS
 from transfervae.errors import (
     CheckpointError,
@@ -27,7 +27,7 @@ from transfervae.errors import (
     UnknownOptionError,
     WeightsUnavailableError,
 )
-from transfervae.files import read_tensors, write_json, write_tensors
+from transfervae.files import read_tensors, write_tensors
 from transfervae.heads import HEADS
 from transfervae.shapes import check_image_tensor
 
@@ -366,13 +366,6 @@ def test_a_foreign_safetensors_file_is_refused(saved: Path, tmp_path: Path) -> N
         tv.TransferVAE.from_pretrained(folder)
 
 
-def write_config(folder: Path, config: Any) -> None:
-    """Write a configuration as if the model had been saved with it."""
-    write_json(folder / "config.json", config)
-    weights = folder / "model.safetensors"
-    write_tensors(weights, read_tensors(weights).tensors, plain=json.dumps(config, sort_keys=True))
-
-
 def config_paths(values: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
     own = [path] if path else []
     nested = values.items() if isinstance(values, dict) else ()
@@ -395,7 +388,7 @@ def test_a_config_without_any_one_of_its_keys_is_refused(saved: Path, tmp_path: 
     for path in set(config_paths(json.loads(original))) - optional:
         config = json.loads(original)
         change(config, path, None)
-        write_config(folder, config)
+        save_config(folder, config)
         with pytest.raises(CheckpointError, match=r"config\.json"):
             tv.TransferVAE.from_pretrained(folder, backbone=shared_backbone("vgg19"))
 
@@ -410,7 +403,7 @@ def test_a_config_with_garbage_anywhere_is_refused(saved: Path, tmp_path: Path, 
         change(config, path, garbage)
         if (path[0] == "backbone" and len(path) > 1) or path == ("prior", "temperature"):
             continue
-        write_config(folder, config)
+        save_config(folder, config)
         with pytest.raises(CheckpointError):
             tv.TransferVAE.from_pretrained(folder, backbone=shared_backbone("vgg19"))
 
@@ -668,7 +661,7 @@ def test_a_garbled_scaling_is_refused(garbage: object, tmp_path: Path) -> None:
     vae.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["scaling"] == {"shape": [5]}
-    write_config(tmp_path, config | {"scaling": garbage})
+    save_config(tmp_path, config | {"scaling": garbage})
     with pytest.raises(CheckpointError):
         tv.TransferVAE.from_pretrained(tmp_path, backbone=shared_backbone("vgg19"))
 

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 import transfervae as tv
 from tests.integration.command import TINY, assert_one_line_error, assert_succeeds, run
+from tests.samples import save_config
 
 
 @pytest.fixture(scope="module")
@@ -151,16 +152,21 @@ def drop_weights(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
 
 
+def edit_config(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"image_size": [64, 64]}))
+
+
 def forge_fingerprint(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     config["backbone"]["fingerprint"] = "0" * 64
-    (folder / "config.json").write_text(json.dumps(config))
+    save_config(folder, config)
 
 
 def change_node(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     config["backbone"]["node"] = 3
-    (folder / "config.json").write_text(json.dumps(config))
+    save_config(folder, config)
 
 
 @pytest.mark.parametrize(
@@ -170,6 +176,7 @@ def change_node(folder: Path) -> None:
         (replace_by_foreign, ("model.safetensors", "not written by")),
         (garble_config, ("config.json", "JSON")),
         (drop_weights, ("model.safetensors",)),
+        (edit_config, ("config.json", "is not the one that was saved with model.safetensors")),
         (forge_fingerprint, ("fingerprint", "000000000000")),
         (change_node, ("test_resnet at 3", "fingerprint")),
         (shutil.rmtree, ("no model folder",)),
