@@ -159,7 +159,7 @@ def read_tensors(path: Path) -> StoredTensors:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise CheckpointError(f"{str(path)!r} is damaged or no safetensors file: {error}") from error
     version, _, rest = metadata.get(FORMAT_KEY, "").partition(" ")
     if version != str(FORMAT):

@@ -106,12 +106,10 @@ def save_model(vae: Saveable, folder: str | os.PathLike[str]) -> None:
     # model takes the place of an old one: a process that is killed before or after it leaves one of the two, whole.
     new = path / NEW_WEIGHTS_FILE
     config = {FORMAT_KEY: FORMAT, **config}
+    _finish_earlier_save(path)
     write_tensors(new, tensors, plain=_as_text(config))
     write_json(path / CONFIG_FILE, config)
-    try:
-        new.replace(path / WEIGHTS_FILE)
-    except OSError as error:
-        raise FileWriteError(f"{str(path / WEIGHTS_FILE)!r} cannot be written: {error.strerror}.") from error
+    _put_in_place(path)
 
 
 def load_model(
@@ -137,7 +135,12 @@ def load_model(
             raise CheckpointError("weights and fingerprint of the backbone must be text")
         size = parse_image_size(config["image_size"])
     tensors = _read_weights(path, config)
-    frozen = backbone or _find_backbone(recipe, weights)
+    try:
+        frozen = backbone or _find_backbone(recipe, weights)
+    except TransferVAEError:
+        raise
+    except (TypeError, ValueError, AttributeError, OSError) as error:
+        raise CheckpointError(f"{str(path / CONFIG_FILE)!r} describes no backbone: {error}") from error
     if frozen.fingerprint != fingerprint:
         raise FingerprintMismatchError(_mismatch_message(path, recipe, fingerprint, frozen))
     with _refusing(path):
@@ -154,6 +157,21 @@ def load_model(
     vae.load_trainable_state(tensors)
     vae.eval()
     return vae
+
+
+def _finish_earlier_save(folder: Path) -> None:
+    """Put tensors in place whose configuration is there already: a save was killed before it could."""
+    if (folder / NEW_WEIGHTS_FILE).is_file():
+        with suppress(CheckpointError):
+            if read_tensors(folder / NEW_WEIGHTS_FILE).plain == _as_text(read_json(folder / CONFIG_FILE)):
+                _put_in_place(folder)
+
+
+def _put_in_place(folder: Path) -> None:
+    try:
+        (folder / NEW_WEIGHTS_FILE).replace(folder / WEIGHTS_FILE)
+    except OSError as error:
+        raise FileWriteError(f"{str(folder / WEIGHTS_FILE)!r} cannot be written: {error.strerror}.") from error
 
 
 def describe_part(table: PartTable, part: object) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """A saved model loads as it was saved, or not at all."""
 
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -150,3 +151,39 @@ def test_weights_that_are_no_floating_point_numbers_are_refused(dtype: torch.dty
     write_tensors(tmp_path / "model.safetensors", cast, plain=stored.plain)
     with pytest.raises(CheckpointError, match="do not fit"):
         tv.TransferVAE.from_pretrained(tmp_path, backbone=make_backbone("vgg19"))
+
+
+def test_a_cast_back_is_another_network() -> None:
+    backbone = make_backbone("resnet")
+    before = backbone.fingerprint
+    assert backbone.double().fingerprint == before
+    assert backbone.float().fingerprint == before
+    assert backbone.bfloat16().fingerprint == before
+    assert backbone.float().fingerprint != before
+
+
+def test_parts_of_a_network_that_were_set_to_training_are_frozen_again() -> None:
+    backbone = make_backbone("resnet")
+    images = random_images("resnet")
+    expected = backbone(images)
+    norm = next(module for module in backbone.network.modules() if isinstance(module, nn.BatchNorm2d))
+    norm.train()
+    assert torch.equal(backbone(images), expected)
+    assert backbone.fingerprint == make_backbone("resnet").fingerprint
+
+
+def test_two_saves_that_are_killed_lose_no_model(tmp_path: Path) -> None:
+    make_vae(seed=0).save_pretrained(tmp_path)
+    for step, dims in ((2, 6), (1, 7)):  # the second of them once its tensors are there, and before its configuration
+        script = KILLED.replace("latent_dim=6", f"latent_dim={dims}")
+        done = subprocess.run([sys.executable, "-c", script, str(step), str(tmp_path)], check=False)
+        assert done.returncode == -9
+    again = tv.TransferVAE.from_pretrained(tmp_path, backbone=make_backbone("vgg19"))
+    assert again.latent_shape == (6,)
+
+
+def test_headers_with_impossible_shapes_are_refused(tmp_path: Path) -> None:
+    header = b'{"a":{"dtype":"F32","shape":[0,9223372036854775808],"data_offsets":[0,0]}}'
+    (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+    with pytest.raises(CheckpointError, match="damaged"):
+        read_tensors(tmp_path / "x.safetensors")

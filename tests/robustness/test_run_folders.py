@@ -1,19 +1,20 @@
 """Nothing that a run did not make itself is deleted or replaced, whatever lies in its folder."""
 
+import json
 import shutil
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
 
 from tests.cache.small import contents
 from tests.runs import Small
 from tests.samples import make_backbone
 from transfervae.cache import FeatureCache
 from transfervae.data import ToyFaces
-from transfervae.errors import CacheError, CacheMismatchError, CheckpointError, RunFolderError
+from transfervae.errors import CacheError, CacheMismatchError, CheckpointError, InvalidOptionError, RunFolderError
 from transfervae.files import read_tensors
 from transfervae.training._checkpoint_io import SafetensorsIO
 from transfervae.training._run_folder import RunFolder
@@ -109,8 +110,7 @@ def test_no_path_in_a_checkpoint_reaches_a_file_outside(run: Path, key: str, way
     path = str(victim) if way == "absolute" else str(run / way) if way != "link/victim.txt" else ""
     path = path or str(run / "checkpoints" / way)
     rewrite_state(run, **{key: path}, dirpath=str(run / "checkpoints"), best_k_models={path: torch.tensor(1e9)})
-    with suppress(CheckpointError):  # of ways that lead out; a link's name does not
-        Small(faces=12, epochs=3).train(run, resume=True)
+    Small(faces=12, epochs=3).train(run, resume=True)
     assert victim.read_text() == "precious"
 
 
@@ -139,3 +139,92 @@ def test_a_flipped_bit_in_a_checkpoint_is_noticed(run: Path) -> None:
     last.write_bytes(content)
     with pytest.raises(CheckpointError, match="is damaged"):
         Small(faces=12, epochs=3).train(run, resume=True)
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"dirpath": None},
+        {"dirpath": "/"},
+        {"dirpath": None, "last_model_path": "PATH"},
+        {"dirpath": None, "kth_best_model_path": "PATH", "best_k_models": {"PATH": torch.tensor(1e9)}},
+    ],
+)
+def test_a_checkpoint_callback_of_ones_own_deletes_nothing_outside(state: dict[str, Any], tmp_path: Path) -> None:
+    def callback() -> ModelCheckpoint:
+        return ModelCheckpoint(dirpath=tmp_path / "mine", filename="{epoch}", enable_version_counter=False)
+
+    victim = tmp_path / "victim" / "precious.ckpt"
+    victim.parent.mkdir()
+    victim.write_text("precious")
+    Small(faces=8, epochs=1).train(tmp_path / "run", callbacks=[callback()])
+    io, last = SafetensorsIO(), tmp_path / "run" / "checkpoints" / "last.safetensors"
+    checkpoint = io.load_checkpoint(last)
+    path = f"{tmp_path}/mine/../victim/precious.ckpt"
+    own = next(value for key, value in checkpoint["callbacks"].items() if key.startswith("ModelCheckpoint"))
+    for key, value in {"best_model_path": "PATH", **state}.items():
+        filled = {path: torch.tensor(1e9)} if isinstance(value, dict) else value
+        own[key] = path if value == "PATH" else filled
+        if value is None:
+            del own[key]
+    io.save_checkpoint(checkpoint, last)
+    Small(faces=8, epochs=3).train(tmp_path / "run", resume=True, callbacks=[callback()])
+    assert victim.read_text() == "precious"
+
+
+NAMES = (
+    "config.json",
+    "metrics.csv",
+    "result.json",
+    "val_images.txt",
+    "history.png",
+    "samples.png",
+    "architecture.png",
+)
+
+
+@pytest.mark.parametrize("name", [*NAMES, "checkpoints/best.safetensors", "reconstructions/epoch_001.png"])
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_no_file_of_the_user_is_replaced(name: str, kind: str, tmp_path: Path) -> None:
+    (tmp_path / "out" / name).parent.mkdir(parents=True)
+    (tmp_path / "mine").write_text("mine")
+    if kind == "link":
+        (tmp_path / "out" / name).symlink_to(tmp_path / "mine")
+    else:
+        (tmp_path / "out" / name).write_text("mine")
+    with pytest.raises(RunFolderError, match="which no run has left there"):
+        SMALL.train(tmp_path / "out")
+    assert (tmp_path / "out" / name).read_text() == "mine"
+    assert (tmp_path / "out" / name).is_symlink() == (kind == "link")
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb"])
+def test_loggers_do_not_follow_links(name: str, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).symlink_to(tmp_path)
+    with pytest.raises(RunFolderError, match=f"{name}.* is a link"):
+        SMALL.train(tmp_path / "out")
+
+
+@pytest.mark.parametrize("out", ["", "a\udcff", "a\0b", "x" * 300])
+def test_names_that_no_folder_can_have_are_refused(out: str) -> None:
+    with pytest.raises(InvalidOptionError, match="out "):
+        SMALL.train(out)  # type: ignore[arg-type]
+
+
+def test_a_model_without_its_checkpoint_is_not_replaced(finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.safetensors").write_text("mine")
+    shutil.copy(finished / "config.json", tmp_path)
+    with pytest.raises(RunFolderError, match="is missing, so the run cannot be continued"):
+        SMALL.train(tmp_path, resume=True)
+    assert (tmp_path / "model" / "model.safetensors").read_text() == "mine"
+
+
+@pytest.mark.parametrize(("name", "value"), [("dataset", []), ("epochs", "2"), ("epochs", None), ("engine", "cpu")])
+def test_an_edited_configuration_is_named(run: Path, name: str, value: Any) -> None:
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {name: value}))
+    with pytest.raises(CheckpointError, match=f"{name} is not what a run writes"):
+        SMALL.train(run, resume=True)

@@ -179,8 +179,8 @@ class FrozenBackbone(nn.Module):
             self.feature_shape((images.shape[-2], images.shape[-1]))
             self._check_range(checked)
             self.network.requires_grad_(False)
-        if self.network.training:
-            self.network.eval()
+            if any(module.training for module in self.network.modules()):
+                self.network.eval()
         features: Tensor = self.network(self.normalise(checked))
         return features
 
@@ -218,9 +218,11 @@ class FrozenBackbone(nn.Module):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over weights, node and preprocessing, in hexadecimal; a cast to another dtype does not change it.
+        """SHA-256 over weights, buffers, node and preprocessing, in hexadecimal.
 
         It is computed whenever it is asked for (about 0.1 s for VGG19), so that no change of the weights goes unseen.
+        The network's code, hooks and buffers that are not saved are not part of it. A cast to a narrower type does not
+        change it; a cast back does, since the weights are rounded then.
         """
         now = self._compute_fingerprint()
         if self._before_cast is not None and self._before_cast[0] == now:
@@ -244,11 +246,14 @@ class FrozenBackbone(nn.Module):
         }
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FrozenBackbone":
-        is_cast = fn(self.mean.new_zeros(0)).dtype != self.mean.dtype
-        before = self.fingerprint if is_cast else ""
+        old, new = self.mean.dtype, fn(self.mean.new_zeros(0)).dtype
+        before = self.fingerprint if new != old else ""
         super()._apply(fn, recurse)
-        if is_cast:  # of the weights as loaded: a cast does not make another backbone
-            self._before_cast = (self._compute_fingerprint(), before)
+        if new == old:
+            return self
+        # A cast does not make another backbone, but one back from a narrower type does: the weights were rounded.
+        is_kept = self._before_cast is None or torch.finfo(new).bits < torch.finfo(old).bits
+        self._before_cast = (self._compute_fingerprint(), before) if is_kept else None
         return self
 
     def _check_range(self, images: Images) -> None:

@@ -272,6 +272,8 @@ def _size(path: Path) -> int | None:
         return os.stat(path).st_size  # noqa: PTH116 - a path is made for each of many files as it is
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise CacheError(f"{str(path)!r} cannot be read: {error.strerror}.") from error
 
 
 def _checksum(path: Path) -> int:

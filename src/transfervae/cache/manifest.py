@@ -61,7 +61,7 @@ class Manifest:
     @property
     def count(self) -> int:
         """Number of shards."""
-        return math.ceil(self.rows / self.rows_per_shard)
+        return -(-self.rows // self.rows_per_shard)
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -234,7 +234,7 @@ def parse_manifest(values: Any, place: Path | str) -> Manifest:
         shapes = {name: tuple(values[name]) for name in ("feature_shape", "image_size")}
         manifest = Manifest(**{name: value for name, value in {**values, **shapes}.items() if name != FORMAT_KEY})
         _check_sense(manifest)
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
         raise CacheError(f"{str(place)!r} is no manifest of a cache: {error}.") from error
     return manifest
 

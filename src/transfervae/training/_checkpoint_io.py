@@ -14,7 +14,14 @@ from transfervae.files import read_tensors, write_tensors
 
 
 class SafetensorsIO(CheckpointIO):
-    """Stores nested dictionaries, lists, plain values and tensors, which is all that a run's checkpoint holds."""
+    """Stores nested dictionaries, lists, plain values and tensors, which is all that a run's checkpoint holds.
+
+    It deletes only what it has written itself: the paths that Lightning asks it to delete may come from a file.
+    """
+
+    def __init__(self) -> None:
+        """Make a store that has written nothing yet."""
+        self._written: set[Path] = set()
 
     @override
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
@@ -27,6 +34,7 @@ class SafetensorsIO(CheckpointIO):
         tensors: dict[str, Tensor] = {}
         plain = json.dumps(_pack(checkpoint, tensors))
         write_tensors(Path(path), tensors, plain=plain)
+        self._written.add(Path(path).resolve())
 
     @override
     def load_checkpoint(
@@ -42,32 +50,13 @@ class SafetensorsIO(CheckpointIO):
             checkpoint: dict[str, Any] = _unpack(json.loads(stored.plain), stored.tensors)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CheckpointError(f"{str(path)!r} holds no checkpoint of a run: {error}") from error
-        _check_paths(checkpoint, path)
         return checkpoint
 
     @override
     def remove_checkpoint(self, path: Any) -> None:
-        """Delete a checkpoint if it is there."""
-        Path(path).unlink(missing_ok=True)
-
-
-def _check_paths(checkpoint: Mapping[str, Any], file: object) -> None:
-    """Make sure that the states of checkpoint callbacks name files of their own folder only: Lightning deletes them.
-
-    Raises:
-        CheckpointError: If one names another.
-    """
-    callbacks = checkpoint.get("callbacks")
-    for state in callbacks.values() if isinstance(callbacks, Mapping) else ():
-        if not isinstance(state, Mapping) or not isinstance(state.get("dirpath"), str):
-            continue
-        folder = Path(state["dirpath"]).resolve()
-        named = [state.get(key) for key in ("best_model_path", "last_model_path", "kth_best_model_path")]
-        models = state.get("best_k_models")
-        named += models if isinstance(models, Mapping) else ()
-        for name in filter(None, named):
-            if not isinstance(name, str) or folder not in Path(name).resolve().parents:
-                raise CheckpointError(f"{str(file)!r} names {name!r}, a file outside its folder; it was edited.")
+        """Delete a checkpoint that was written here, if it is still there."""
+        if Path(path).resolve() in self._written:
+            Path(path).unlink(missing_ok=True)
 
 
 def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:

@@ -2,9 +2,10 @@
 
 import csv
 import io
+import os
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,7 +13,7 @@ import pytorch_lightning as pl
 from torchmetrics import MetricCollection
 from typing_extensions import override
 
-from transfervae.errors import InvalidOptionError, RunFolderError, UnknownNameError
+from transfervae.errors import CheckpointError, InvalidOptionError, RunFolderError, UnknownNameError
 from transfervae.files import CONFIG_FILE, delete_leftovers, held, read_json, write_atomically
 from transfervae.pictures import write_history, write_reconstructions
 from transfervae.shapes import Images
@@ -20,6 +21,9 @@ from transfervae.training.loggers import RunLogger
 from transfervae.training.module import VAEModule
 
 PICTURES_A_RUN = 5
+
+LOG_FOLDERS = ("tensorboard", "wandb")
+"""Where loggers write, beside the run's own folders."""
 
 
 class RunFolder:
@@ -64,6 +68,7 @@ class RunFolder:
         if self.root.exists() and not self.root.is_dir():
             raise RunFolderError(f"{str(self.root)!r} is a file, not a folder.")
         self.check_folders()
+        self._check_foreign()
         if self.last.exists() or self.model.exists():
             raise RunFolderError(
                 f"{str(self.root)!r} holds another run; continue it with --resume, or choose another folder."
@@ -75,12 +80,31 @@ class RunFolder:
         Raises:
             RunFolderError: If a folder in it is a link, or a file.
         """
-        for folder in (self.model, self.checkpoints, self.features, self.pictures):
+        logs = (self.root / name for name in LOG_FOLDERS)
+        for folder in (self.model, self.checkpoints, self.features, self.pictures, *logs):
             if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
                 what = "a link" if folder.is_symlink() else "a file"
                 raise RunFolderError(
                     f"{str(folder)!r} is {what}, and a run needs a folder there; choose another folder with --out."
                 )
+
+    def _check_foreign(self) -> None:
+        """Make sure that no file is replaced but those of a run that got nowhere, whose configuration names it."""
+        if self.config.is_file() and not self.config.is_symlink():
+            with suppress(CheckpointError):
+                if isinstance(read_json(self.config).get("run_id"), str):
+                    return
+        pictures = (self.history, self.reconstructions, self.samples, self.architecture)
+        files = (self.config, self.metrics, self.result, self.val_images, *pictures)
+        found = [path for path in files if os.path.lexists(path)]
+        found += [
+            path for path in (self.model, self.checkpoints, self.pictures) if path.is_dir() and any(path.iterdir())
+        ]
+        if found:
+            raise RunFolderError(
+                f"{str(self.root)!r} holds {found[0].name!r}, which no run has left there and this one would replace;"
+                " choose another folder."
+            )
 
     def check_resumable(self) -> None:
         """Make sure that there is a checkpoint to go on from, or that the run did not get past its first epoch.
@@ -89,9 +113,10 @@ class RunFolder:
             RunFolderError: If the checkpoint is gone, so that the run would begin anew and replace what it had trained.
         """
         self.check_folders()
-        if self.last.exists() or not self.metrics.exists():
+        if self.last.exists():
             return
-        if self.result.exists() or len(self.metrics.read_text().splitlines()) > 1 + 1:  # a header, and one epoch
+        rows = len(self.metrics.read_text().splitlines()) - 1 if self.metrics.exists() else 0
+        if self.result.exists() or rows > 1 or (self.model.exists() and not rows):
             raise RunFolderError(
                 f"{str(self.last)!r} is missing, so the run cannot be continued; to train anew, choose another folder."
             )
@@ -105,7 +130,12 @@ class RunFolder:
         """
         if not self.config.exists():
             raise RunFolderError(f"There is no run to resume in {str(self.root)!r}.")
-        return read_json(self.config)
+        config = read_json(self.config)
+        kinds = {"epochs": int, "dataset": dict, "optimizer": dict, "engine": dict, "objective": dict, "metrics": list}
+        wrong = [name for name, kind in kinds.items() if not isinstance(config.get(name), kind)]
+        if wrong:
+            raise CheckpointError(f"{str(self.config)!r} was edited or damaged: {wrong[0]} is not what a run writes.")
+        return config
 
     def check_images(self, identity: Mapping[str, Any]) -> None:
         """Make sure that a run's images are those that it began with.

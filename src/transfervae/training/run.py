@@ -58,6 +58,9 @@ from transfervae.training.options import AUTO, OFF, DataOptions, EngineOptions, 
 from transfervae.training.recipes import read_recipe
 
 EXAMPLES = 8
+MAX_NAME = 255
+"""Bytes of a name that file systems take."""
+
 MEAN_IMAGE_SAMPLE = 10_000
 """Largest number of training images in the mean image."""
 
@@ -182,7 +185,7 @@ def train(
     check_seed(seed)
     _check_given(callbacks, loggers, transform, monitor)
     console = console or Console(quiet=True)
-    folder = RunFolder(Path(out))
+    folder = RunFolder(_checked_folder(out))
     if resume:
         folder.check_resumable()
     elif is_first_process():
@@ -349,6 +352,20 @@ def _carry_out(run: _Run, *, resume: bool) -> TrainResult:
         if not is_first_process():
             return TrainResult(vae, recorder.rows, recorder.best, float("nan"), folder.root)
         return _finalize(run, recorder, trainer.strategy.root_device)
+
+
+def _checked_folder(out: str | os.PathLike[str]) -> Path:
+    """The run's folder, if files can be written to it under that name.
+
+    Raises:
+        InvalidOptionError: If it has no name, or one that some of the libraries that write to it cannot use.
+    """
+    name = os.fspath(out)
+    if not name or "\0" in name or name.encode(errors="ignore").decode() != name:
+        raise InvalidOptionError(f"out must be the name of a folder, in Unicode, got {name!r}.")
+    if any(len(os.fsencode(part)) > MAX_NAME for part in Path(name).parts):
+        raise InvalidOptionError(f"out has a part that is longer than {MAX_NAME} bytes: {name[:40]!r}….")
+    return Path(name)
 
 
 def _check_given(callbacks: object, loggers: object, transform: object, monitor: object) -> None:
