@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from transfervae.errors import InvalidOptionError, ShapeError, UnknownNameError
+from transfervae.errors import InvalidImageError, InvalidOptionError, ShapeError, UnknownNameError
 from transfervae.posteriors import Posterior
-from transfervae.shapes import Images, PerItem, Scalar, at_least_float32
+from transfervae.shapes import Images, PerItem, Scalar, at_least_float32, check_nonnegative
 
 RMSE_EPSILON = 1e-8
 """Added inside the root of `rmse`: the gradient at zero error is 0 instead of NaN, the floor of the value is 1e-4."""
@@ -203,14 +203,14 @@ def elbo(
 
     Raises:
         UnknownNameError: For a name that is not in `RECONSTRUCTIONS`.
-        InvalidOptionError: If `beta` or `free_bits` is negative, or a function comes without `beta`.
+        InvalidOptionError: If `beta` or `free_bits` is negative or not finite, or a function comes without `beta`.
+        InvalidImageError: If the images are 8-bit ones.
         ShapeError: If reconstruction and images differ in shape, or a loss does not give one value per item.
     """
     loss, default_beta = _resolve_reconstruction(reconstruction, beta)
-    if isinstance(beta, int | float) and beta < 0:
-        raise InvalidOptionError(f"beta must be at least 0, got {beta}.")
-    if free_bits < 0:
-        raise InvalidOptionError(f"free_bits must be at least 0, got {free_bits}.")
+    if isinstance(beta, int | float):
+        check_nonnegative(beta=beta)
+    check_nonnegative(free_bits=free_bits)
     values = loss(output.reconstruction, images)
     if values.shape != (len(images),):
         raise ShapeError(
@@ -238,6 +238,8 @@ def _difference(reconstruction: Tensor, images: Tensor) -> Float[Tensor, "b d"]:
         raise ShapeError(
             f"Reconstruction and images must have one shape, got {list(reconstruction.shape)} and {list(images.shape)}."
         )
+    if not images.is_floating_point():
+        raise InvalidImageError(f"Images must be floating point in [0, 1], got {images.dtype}; divide 8 bits by 255.")
     return (at_least_float32(reconstruction) - at_least_float32(images)).flatten(1)
 
 

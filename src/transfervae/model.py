@@ -193,9 +193,11 @@ class TransferVAE(nn.Module):
             scaled: The latents are of mean 0 and variance 1, as `encode(..., scaled=True)` gives them.
 
         Raises:
-            ShapeError: If the latents have another shape.
+            ShapeError: If the latents have another shape, or are no tensor.
             InvalidOptionError: If they are said to be scaled and the model has no scaling.
         """
+        if not isinstance(latent, Tensor):
+            raise ShapeError(f"Latents must be a tensor [b, {', '.join(map(str, self.latent_shape))}], got {latent!r}.")
         if scaled:
             latent = self._fitted_scaling().restore(latent)
         images: Tensor = self.decoder(latent)

@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import transfervae as tv
-from tests.samples import make_backbone
+from tests.runs import Small
+from tests.samples import make_backbone, make_vae, random_images
 from transfervae.data import ToyFaces, read_pixels
 from transfervae.errors import CheckpointError, FeatureValueError, ImageFileError, TransferVAEError
 from transfervae.inference import encode_images, reconstruct_images
@@ -96,3 +97,35 @@ def test_results_that_are_not_finite_are_errors(tmp_path: Path) -> None:
             run(vae, images)
     with pytest.raises(FeatureValueError, match="NaN"):
         write_grid(tmp_path / "x.png", [torch.full((1, 3, 4, 4), float("nan"))])
+
+
+@pytest.mark.usefixtures("without_shape_checks")
+def test_what_cannot_be_computed_with_is_refused() -> None:
+    vae = make_vae()
+    images = random_images()
+    output = vae(images)
+    with pytest.raises(TransferVAEError, match="must be a tensor"):
+        vae.decode(None)  # type: ignore[arg-type]
+    for beta in (float("nan"), float("inf"), -1.0):
+        with pytest.raises(TransferVAEError, match="beta must be"):
+            tv.losses.elbo(output, images, beta=beta)
+    with pytest.raises(TransferVAEError, match="free_bits must be"):
+        tv.losses.elbo(output, images, free_bits=float("nan"))
+    with pytest.raises(TransferVAEError, match="floating point"):
+        tv.losses.elbo(output, (255 * images).to(torch.uint8))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"dataset": {"workers": 2147483648}}, "workers must be at most"),
+        ({"engine": {"strategy": "ddp_spawn"}}, "strategy must start"),
+        ({"engine": {"strategy": "ddp_notebook"}}, "strategy must start"),
+        ({"engine": {"accelerator": "tpu"}}, "engine refuses"),
+        ({"engine": {"precision": "transformer-engine", "accelerator": "cpu"}}, "engine refuses"),
+        ({"engine": {"devices": 0, "accelerator": "cpu"}}, "engine refuses"),
+    ],
+)
+def test_engines_that_cannot_run_are_refused(options: dict[str, Any], words: str, tmp_path: Path) -> None:
+    with pytest.raises(TransferVAEError, match=words):
+        tv.train(Small().model, out=tmp_path, **{"dataset": {"faces": 8}, **options})

@@ -100,7 +100,7 @@ def make_fabric(engine: EngineOptions) -> Fabric:
 def _refusals() -> Iterator[None]:
     try:
         yield
-    except (ValueError, RuntimeError, TypeError, MisconfigurationException) as error:
+    except (ValueError, RuntimeError, TypeError, ImportError, MisconfigurationException) as error:
         raise InvalidOptionError(f"The engine refuses these options: {' '.join(str(error).split())}") from error
 
 

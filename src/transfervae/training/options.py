@@ -22,6 +22,10 @@ OPTIMIZERS = ("adam", "adamw")
 RATE_SCHEDULES = ("cosine", "constant")
 
 
+WORKERS_LIMIT = 1024
+"""Processes that read images, at most: a typing error should not start millions."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
     """Options of reading and splitting a data set.
@@ -45,6 +49,8 @@ class DataOptions:
     def __post_init__(self) -> None:
         check_positive(batch_size=self.batch_size, faces=self.faces)
         check_nonnegative(workers=self.workers or 0)
+        if (self.workers or 0) > WORKERS_LIMIT:
+            raise InvalidOptionError(f"workers must be at most {WORKERS_LIMIT}, got {self.workers}.")
         if not 0 < self.val < 1:
             raise InvalidOptionError(f"val must lie between 0 and 1, got {self.val}.")
 
@@ -120,6 +126,11 @@ class EngineOptions:
 
     def __post_init__(self) -> None:
         check_positive(num_nodes=self.num_nodes)
+        if any(way in self.strategy for way in ("spawn", "fork", "notebook")):
+            raise InvalidOptionError(
+                f"strategy must start processes of their own, such as ddp, got {self.strategy!r}, whose processes give"
+                " nothing back."
+            )
         if self.memory_format not in MEMORY_FORMATS:
             raise UnknownNameError("memory format", self.memory_format, MEMORY_FORMATS)
         if not isinstance(self.cache, str | os.PathLike) or not os.fspath(self.cache):
