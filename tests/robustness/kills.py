@@ -18,7 +18,7 @@ from tests.runs import Small
 from transfervae.files import read_tensors
 from transfervae.training import _run_folder, run
 
-SMALL = Small(faces=16, epochs=3)
+SMALL = Small(faces=12, epochs=3, width=8)
 DRAWN = ((run, "write_architecture"), (_run_folder, "write_history"))
 """Pictures that matplotlib draws: they take most of a short run's time, and are left out."""
 

@@ -80,8 +80,7 @@ def dim(image: Tensor) -> Tensor:
     return (image * (0.5 + 0.5 * torch.rand(()))).to(torch.uint8)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("transform", [dim, None])
+@pytest.mark.parametrize(("workers", "transform"), [(2, dim), (0, None)])
 def test_a_run_with_own_randomness_resumes_bit_for_bit(
     workers: int, transform: Callable[[Tensor], Tensor] | None, tmp_path: Path
 ) -> None:
