@@ -174,12 +174,13 @@ def test_creation_leaves_the_global_generator_alone(kind: str) -> None:
 
 
 @each_kind
-def test_casts_do_not_change_the_fingerprint(kind: str) -> None:
+def test_casts_do_not_change_the_fingerprint_but_rounded_weights_do(kind: str) -> None:
     expected = shared_backbone(kind).fingerprint
     for cast in (torch.bfloat16, torch.float16, torch.float64):
         backbone = make_backbone(kind).to(cast)
         assert backbone.fingerprint == expected
-        assert backbone.to(torch.float32).fingerprint == expected
+        is_exact = cast == torch.float64
+        assert (backbone.to(torch.float32).fingerprint == expected) == is_exact
     assert make_backbone(kind).to("cpu").fingerprint == expected
 
 
