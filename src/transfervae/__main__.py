@@ -8,13 +8,13 @@ INTERRUPTED = 130
 def main() -> None:
     """Run the command line, or say which extra it needs."""
     try:
-        try:
-            from transfervae.cli import run
-        except ModuleNotFoundError as error:
-            if error.name not in ("typer", "rich"):
-                raise
-            sys.exit("The command line needs the extra 'train': pip install 'transfervae[train]'")
+        from transfervae.cli import run
+
         run()
+    except ModuleNotFoundError as error:
+        if error.name not in ("typer", "rich"):
+            raise
+        sys.exit("The command line needs the extra 'train': pip install 'transfervae[train]'")
     except KeyboardInterrupt:  # before a command has begun; those that take long have words of their own for it
         sys.exit(INTERRUPTED)
 

@@ -119,7 +119,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 class StoredTensors(NamedTuple):
-    """What a file of tensors holds.
+    """Contents of a file of tensors.
 
     Attributes:
         tensors: By name, on the CPU.

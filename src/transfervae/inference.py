@@ -41,14 +41,14 @@ def encode_images(
     posteriors: list[Posterior] = []
     done = 0
     for batch in _batches(images):
-        posterior = vae.encode(batch.to(vae.device))
-        if not all(values.isfinite().all() for values in posterior.moments().values()):
-            raise FeatureValueError(_NOT_FINITE)
-        posteriors.append(posterior)
+        posteriors.append(vae.encode(batch.to(vae.device)))
         done += len(batch)
         if progress is not None:
             progress(done)
-    return posteriors[0].join(posteriors[1:])
+    joined = posteriors[0].join(posteriors[1:])
+    if not all(values.isfinite().all() for values in joined.moments().values()):
+        raise FeatureValueError(_NOT_FINITE)
+    return joined
 
 
 @torch.no_grad()

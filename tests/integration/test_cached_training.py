@@ -43,7 +43,7 @@ def resume(out: Path) -> None:
 
 
 def without_owner(folder: Path) -> dict[str, bytes]:
-    """What a cache holds, but for the run that it was built for."""
+    """Contents of a cache, without the run that it was built for."""
     manifest = Manifest.read(folder)
     assert manifest.owner
     return {**contents(folder), "manifest.json": repr(replace(manifest, owner=None)).encode()}

@@ -111,7 +111,7 @@ def damage_files(cases: int, seed: int, root: Path) -> Result:
 
 
 def read_in_time(target: Target, folder: Path, expected: Any) -> str:
-    """What came of reading: "refused", "the same", "other values" where nothing can tell, or a fault."""
+    """Outcome of reading: "refused", "the same", "other values" where nothing can tell, or a fault."""
     try:
         with time_limit(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -287,7 +287,9 @@ def equal(one: Any, other: Any) -> bool:
         return one.keys() == other.keys() and all(equal(value, other[name]) for name, value in one.items())
     if isinstance(one, list | tuple) and isinstance(other, list | tuple):
         return len(one) == len(other) and all(map(equal, one, other))
-    return bool(one == other) or (isinstance(one, float) and isinstance(other, float) and one != one and other != other)  # noqa: PLR0124
+    return bool(one == other) or (
+        isinstance(one, float) and isinstance(other, float) and math.isnan(one) and math.isnan(other)
+    )
 
 
 def listing(root: Path) -> dict[str, str]:

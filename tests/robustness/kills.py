@@ -49,6 +49,10 @@ def kill_runs(kills: int, seed: int, root: Path) -> tuple[Counter[str], list[str
     for number in range(kills):
         folder, delay = root / f"run{number}", draw.uniform(0, seconds)
         process = start(folder)
+        if number % 5:  # most of a short run lies before its configuration is written
+            while not (folder / "config.json").exists():
+                time.sleep(0.001)
+            delay *= draw.random()
         time.sleep(delay)
         os.kill(process, signal.SIGKILL)
         _, status = os.waitpid(process, 0)

@@ -56,9 +56,9 @@ def with_one(state: dict[str, Tensor], value: float) -> dict[str, Tensor]:
         (lambda state: {name: value.bool() for name, value in state.items()}, "bool instead of"),
     ],
 )
-def test_weights_that_hold_no_network_are_refused(suffix: str, spoil: object, words: str, tmp_path: Path) -> None:
+def test_weights_that_hold_no_network_are_refused(suffix: str, spoil: Any, words: str, tmp_path: Path) -> None:
     path = tmp_path / f"x.{suffix}"
-    state = spoil(good_state())  # type: ignore[operator]
+    state = spoil(good_state())
     save_file(state, path) if suffix == "safetensors" else torch.save(state, path)
     with pytest.raises(TransferVAEError, match=words):
         tv.create_backbone(NETWORK, weights=path)

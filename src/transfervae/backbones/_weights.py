@@ -25,8 +25,16 @@ WRAPPINGS = ("state_dict", "model")
 """Keys that checkpoints keep their tensors under, beside an optimiser's state and so on."""
 
 UNREADABLE = (
-    *(SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError),
-    *(AttributeError, TypeError, ArithmeticError, RecursionError),
+    SafetensorError,
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    OSError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    TypeError,
+    ArithmeticError,
 )
 """What safetensors and torch raise for files that are damaged or hold something else."""
 

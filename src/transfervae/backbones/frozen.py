@@ -181,6 +181,8 @@ class FrozenBackbone(nn.Module):
             self.network.requires_grad_(False)
             if any(module.training for module in self.network.modules()):
                 self.network.eval()
+        elif self.network.training:
+            self.network.eval()
         features: Tensor = self.network(self.normalise(checked))
         return features
 

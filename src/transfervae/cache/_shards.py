@@ -28,7 +28,7 @@ FEATURE_TYPES = MappingProxyType({"float16": "<f2", "bfloat16": "<u2"})
 CHUNK = 2**24
 
 UNREADABLE = (OSError, ValueError, EOFError, TypeError, SyntaxError, TokenError, RecursionError, OverflowError)
-"""What NumPy raises for headers that are damaged."""
+"""Raised by NumPy for damaged headers."""
 
 
 class Shard(NamedTuple):

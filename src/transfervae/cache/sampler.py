@@ -79,7 +79,7 @@ class WindowSampler(Sampler[Key]):
 
     @property
     def epoch_seed(self) -> int:
-        """What the epoch's randomness on this process starts from."""
+        """Seed of the current epoch on this process."""
         return epoch_seed(self._seed, self._epoch, self._rank)
 
     @override
@@ -133,5 +133,5 @@ def _join(parts: Sequence[Tensor]) -> Tensor:
 
 
 def epoch_seed(seed: int, epoch: int, rank: int) -> int:
-    """What an epoch's randomness starts from, on one of several processes."""
+    """Seed of an epoch on one of several processes."""
     return ((seed + epoch) * SEED_STRIDE + rank) % 2**63

@@ -55,8 +55,9 @@ class SafetensorsIO(CheckpointIO):
     @override
     def remove_checkpoint(self, path: Any) -> None:
         """Delete a checkpoint that was written here, if it is still there."""
-        if Path(path).resolve() in self._written:
-            Path(path).unlink(missing_ok=True)
+        file = Path(path).resolve()  # a link of somebody's to it stays
+        if file in self._written:
+            file.unlink(missing_ok=True)
 
 
 def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:
