@@ -119,11 +119,12 @@ def measure_set(gigabytes: float, arguments: argparse.Namespace) -> dict[str, An
     grow(base, folder, shards)
     shutil.rmtree(base)
     with Worker(Contender("transfervae", "ours", worker_options(folder, rows))) as worker:
-        worker.time(STAGE, CHUNK)
+        chunk = min(CHUNK, arguments.steps)
+        worker.time(STAGE, chunk)
         with watching(worker.pid) as samples:
-            times = [worker.time(STAGE, CHUNK).seconds for _ in range(max(1, arguments.steps // CHUNK))]
+            times = [worker.time(STAGE, chunk).seconds for _ in range(arguments.steps // chunk)]
     result = {"gigabytes": gigabytes, "rows": rows, "bytes": disk_bytes(folder)}
-    result |= {"images_per_second": BATCH * CHUNK * len(times) / sum(times), "steps": CHUNK * len(times)}
+    result |= {"images_per_second": BATCH * chunk * len(times) / sum(times), "steps": chunk * len(times)}
     if not arguments.keep:
         shutil.rmtree(folder)
     return {**result, **peaks(samples), "window_bytes": WINDOW}

@@ -5,8 +5,6 @@ import json
 import os
 import re
 import runpy
-import subprocess
-import sys
 import textwrap
 from collections.abc import Iterator
 from importlib import import_module
@@ -18,6 +16,7 @@ import pytest
 import torch
 
 import transfervae as tv
+from tests.warm import make_warnings_errors, run_warm
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -138,8 +137,7 @@ def public_members(module: ModuleType) -> list[tuple[str, object]]:
 def run_without_shape_checks(blocks: list[str]) -> None:
     """Run examples in a process of their own, because the checks of these tests cannot be compiled."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_HOME": str(Path(torch.hub.get_dir()).parent)}
-    command = [sys.executable, "-W", "error", "-c", "\n".join(blocks)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = run_warm("-c", "\n".join(blocks), environment=environment, before=make_warnings_errors)
     assert not done.returncode, done.stderr
 
 

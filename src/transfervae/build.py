@@ -1,11 +1,13 @@
 """Building a model by name."""
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 from transfervae.backbones import FrozenBackbone, create_backbone
 from transfervae.decoders import DECODERS
 from transfervae.errors import InvalidOptionError
+from transfervae.files import format_bytes
 from transfervae.heads import HEADS
 from transfervae.model import TransferVAE
 from transfervae.options import Spec, check_values, options_of
@@ -57,10 +59,37 @@ def build_vae(
     size = parse_image_size(image_size)
     frozen = make_backbone(backbone, image_size=size)
     features = frozen.feature_shape(size)
+    _check_memory(head_spec, decoder_spec, features, size)
     made = HEADS.build(head_spec, features)
     latent_shape = made.latent_shape_for(features)
     chosen = None if prior is None else PRIORS.build(prior, latent_shape)
     return TransferVAE(frozen, made, DECODERS.build(decoder_spec, latent_shape, size), prior=chosen)
+
+
+def _check_memory(head: Spec, decoder: Spec, features: tuple[int, int, int], size: tuple[int, int]) -> None:
+    """Refuse parts that this machine could not hold, before any memory is taken.
+
+    Raises:
+        InvalidOptionError: Naming the larger part.
+    """
+    made = HEADS.build_empty(head, features)
+    parts = {"head": made, "decoder": DECODERS.build_empty(decoder, made.latent_shape_for(features), size)}
+    memory = _machine_memory()
+    for kind, part in parts.items():
+        needed = sum(value.nbytes for value in part.state_dict().values())
+        if memory is not None and needed > memory:
+            raise InvalidOptionError(
+                f"The {kind} would take {format_bytes(needed)}, and this machine has {format_bytes(memory)} of memory;"
+                f" choose smaller options for the {kind}."
+            )
+
+
+def _machine_memory() -> int | None:
+    """Bytes of memory of this machine, or None where the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
 
 
 def make_backbone(backbone: AnySpec | FrozenBackbone, *, image_size: tuple[int, int]) -> FrozenBackbone:

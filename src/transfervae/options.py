@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import wraps
 from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
 
+import torch
+
 from transfervae.errors import InvalidOptionError, UnknownNameError, UnknownOptionError
 
 Builder = Callable[..., Any]
@@ -149,6 +151,21 @@ class PartTable(Mapping[str, Builder]):
         """
         spec = self.check(value)
         return self._builders[spec.name](*context, **spec.options)
+
+    def build_empty(self, value: Spec | str | Mapping[str, Any], *context: Any) -> Any:
+        """Build a part on the meta device, where tensors have shapes and no memory.
+
+        Raises:
+            TransferVAEError: As `build`.
+            InvalidOptionError: If a tensor would have more elements than tensors can have.
+        """
+        try:
+            with torch.device("meta"):
+                return self.build(value, *context)
+        except (RuntimeError, TypeError, OverflowError) as error:
+            raise InvalidOptionError(
+                f"{self.kind} {Spec.parse(value, self.kind)} is larger than a tensor can be."
+            ) from error
 
     def spec_of(self, part: object) -> Spec | None:
         """The spec that builds a part again; None for one that this table did not build."""

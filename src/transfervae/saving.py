@@ -145,6 +145,7 @@ def load_model(
         raise FingerprintMismatchError(_mismatch_message(path, recipe, fingerprint, frozen))
     with _refusing(path):
         features = frozen.feature_shape(size)
+        _check_shapes(config, tensors, features, size)
         made = head or _build(HEADS, config["head"], features)
         latent_shape = made.latent_shape_for(features)  # type: ignore[operator]
         vae = compose(
@@ -157,6 +158,27 @@ def load_model(
     vae.load_trainable_state(tensors)
     vae.eval()
     return vae
+
+
+def _check_shapes(
+    config: Mapping[str, Any], tensors: Mapping[str, Tensor], features: tuple[int, int, int], size: tuple[int, int]
+) -> None:
+    """Compare the parts that a configuration describes with the tensors at hand, before any memory is taken for them.
+
+    Raises:
+        CheckpointError: If head or decoder have other shapes.
+    """
+    parts = {}
+    if config["head"]["name"] in HEADS:
+        parts["head"] = HEADS.build_empty(config["head"], features)
+    if config["decoder"]["name"] in DECODERS and parts:
+        parts["decoder"] = DECODERS.build_empty(config["decoder"], parts["head"].latent_shape_for(features), size)
+    for kind, part in parts.items():
+        for name, value in part.state_dict().items():
+            stored = tensors.get(f"{kind}.{name}")
+            if stored is None or stored.shape != value.shape:
+                given = "missing" if stored is None else list(stored.shape)
+                raise CheckpointError(f"{kind}.{name} must be {list(value.shape)}, and is {given}")
 
 
 def _finish_earlier_save(folder: Path) -> None:

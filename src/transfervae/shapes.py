@@ -113,8 +113,8 @@ def at_least_float32(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
-def check_positive(**options: object) -> None:
-    """Check that the named options are whole numbers and at least 1.
+def check_positive(*, at_most: int | None = None, **options: object) -> None:
+    """Check that the named options are whole numbers, at least 1 and at most a limit.
 
     Raises:
         InvalidOptionError: Naming the first that is not.
@@ -122,6 +122,8 @@ def check_positive(**options: object) -> None:
     for name, value in options.items():
         if not _is_whole(value) or value < 1:
             raise InvalidOptionError(f"{name} must be a whole number of at least 1, got {value!r}.")
+        if at_most is not None and value > at_most:
+            raise InvalidOptionError(f"{name} must be at most {at_most}, got {value}.")
 
 
 def check_nonnegative(**options: object) -> None:

@@ -48,13 +48,9 @@ COMPILED = (
     "test_vit",
     "test_byobnet",
     "test_mambaout",
-    "test_nfnet",
     "test_vit_relpos",
     "efficientvit_b0",
     "eva02_tiny_patch14_224",
-    "fasternet_t0",
-    "nest_tiny",
-    "pit_ti_224",
     "regnetx_002",
 )
 """What is compiled in the tests: tracing all families takes 1 to 18 seconds each, 8 minutes together."""
@@ -142,7 +138,8 @@ def test_a_training_step_changes_head_and_decoder_alone_and_the_model_is_read_as
     assert before.keys() == after.keys()
     assert {name for name, value in after.items() if not torch.equal(value, before[name])} == set()
     vae.eval().save_pretrained(tmp_path)
-    again = tv.TransferVAE.from_pretrained(tmp_path)
+    made_anew = family.name in LOADED  # creating all of them once more takes a quarter of a minute
+    again = tv.TransferVAE.from_pretrained(tmp_path, backbone=None if made_anew else vae.backbone)
     assert torch.equal(again.reconstruct(family.images), vae.reconstruct(family.images))
 
 

@@ -1,7 +1,5 @@
 import csv
 import json
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from safetensors.torch import load_file
 import transfervae as tv
 from tests.extension import mine
 from tests.integration.command import environment, run
+from tests.warm import Warm
 from transfervae.cache import FeatureCache
 from transfervae.errors import CheckpointError, RunFolderError
 from transfervae.training import TrainResult
@@ -71,12 +70,11 @@ def test_the_run_folder_has_pictures_cache_and_names(trained: TrainResult) -> No
 
 def test_a_killed_run_resumes_to_the_same_result(trained: TrainResult, tmp_path: Path) -> None:
     out = tmp_path / "killed"
-    command = [sys.executable, "-m", "tests.extension.mine", str(out)]
-    process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = Warm(["-m", "tests.extension.mine", out], environment())
     deadline = time.monotonic() + 120
     while len(rows_of(out)) < 2:
         assert time.monotonic() < deadline
-        assert process.poll() is None, process.stderr and process.stderr.read()
+        assert process.is_running(), process.communicate()
         time.sleep(0.01)
     process.kill()
     process.communicate()

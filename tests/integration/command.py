@@ -2,18 +2,20 @@
 
 import io
 import os
-import signal
 import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
 from pathlib import Path
 
 import jaxtyping
 import pytest
 
+from tests.warm import Warm, run_warm, set_shard_bytes
 from transfervae.__main__ import main
+from transfervae.cache.manifest import SHARD_BYTES
 from transfervae.cli.app import errors, screen
 
 COMMAND = [sys.executable, "-m", "transfervae"]
@@ -34,7 +36,7 @@ def environment() -> dict[str, str]:
 
 
 def run(
-    *arguments: str | Path, cwd: Path | None = None, before: Callable[[], None] | None = None
+    *arguments: str | Path, cwd: Path | None = None, before: Callable[[], object] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run a command: in this process where nothing asks for one of its own, which spares the imports."""
     command = [*map(str, arguments)]
@@ -67,16 +69,17 @@ def run_here(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
 
 
 def run_apart(
-    *arguments: str | Path, cwd: Path | None = None, before: Callable[[], None] | None = None
+    *arguments: str | Path, cwd: Path | None = None, before: Callable[[], object] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run a command in a process of its own."""
-    return run_python("-m", "transfervae", *arguments, cwd=cwd, before=before)
+    if MULTIPLE & {*map(str, arguments)}:  # each rank starts from the command line
+        return run_python("-m", "transfervae", *arguments, cwd=cwd)
+    return run_warm("-m", "transfervae", *arguments, environment=environment(), cwd=cwd, before=before)
 
 
 def run_python(
     *arguments: str | Path,
     cwd: Path | None = None,
-    before: Callable[[], None] | None = None,
     path: Sequence[str | Path] = (),
 ) -> subprocess.CompletedProcess[str]:
     """Run Python in a process of its own, with further folders to import from."""
@@ -88,24 +91,12 @@ def run_python(
         text=True,
         timeout=300,
         check=False,
-        preexec_fn=before,
     )
 
 
-def heed_interruptions() -> None:
-    """Undo what a shell may have told the tests: a job in its background ignores Ctrl-C, and so do its children."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-def start(arguments: Sequence[str | Path]) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [*COMMAND, *map(str, arguments)],
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        preexec_fn=heed_interruptions,  # noqa: PLW1509 - set before any thread starts
-    )
+def start(*arguments: str | Path, shard_bytes: int = SHARD_BYTES) -> Warm:
+    """Start a command in a process of its own, with shards of a size."""
+    return Warm(["-m", "transfervae", *arguments], environment(), before=partial(set_shard_bytes, shard_bytes))
 
 
 def assert_succeeds(process: subprocess.CompletedProcess[str]) -> str:

@@ -1,7 +1,7 @@
+import resource
 import signal
-import subprocess
-import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,11 +13,11 @@ from tests.integration.command import (
     TINY,
     assert_one_line_error,
     assert_succeeds,
-    environment,
-    heed_interruptions,
     run,
+    start,
 )
 from tests.samples import make_backbone
+from tests.warm import Warm
 from transfervae.cache import FeatureCache
 from transfervae.data import ToyFaces
 from transfervae.errors import CacheError
@@ -32,15 +32,6 @@ CACHE = (
     .split(),
 )
 
-DRIVER = """
-import sys
-from transfervae.cache import manifest
-manifest.SHARD_BYTES = int(sys.argv.pop(1))
-from transfervae.__main__ import main
-main()
-"""
-"""The command with shards of another size."""
-
 
 class Answer(NamedTuple):
     """What a command left behind."""
@@ -50,30 +41,12 @@ class Answer(NamedTuple):
     stderr: str
 
 
-@pytest.fixture(scope="module")
-def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("scripts") / "driver.py"
-    path.write_text(DRIVER)
-    return path
-
-
-def start(driver: Path, *arguments: str | Path, shard_bytes: int = ROW_BYTES) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, driver, str(shard_bytes), *map(str, arguments)],
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=heed_interruptions,  # noqa: PLW1509 - set before any thread starts
-    )
-
-
-def finish(process: subprocess.Popen[str]) -> Answer:
+def finish(process: Warm) -> Answer:
     try:
         screen, errors = process.communicate(timeout=120)
     finally:
         process.kill()
-    return Answer(process.returncode, screen, errors)
+    return Answer(process.returncode or 0, screen, errors)
 
 
 def wait_for_shards(folder: Path, count: int) -> None:
@@ -93,13 +66,13 @@ class Build(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def whole(driver: Path, tmp_path_factory: pytest.TempPathFactory) -> Build:
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Build:
     folder = tmp_path_factory.mktemp("caches") / "whole"
-    process = start(driver, *CACHE, "--out", folder)
+    process = start(*CACHE, "--out", folder, shard_bytes=ROW_BYTES)
     try:
         wait_for_shards(folder, 1)
         process.send_signal(signal.SIGSTOP)
-        other = finish(start(driver, *CACHE, "--out", folder))
+        other = finish(start(*CACHE, "--out", folder, shard_bytes=ROW_BYTES))
         with pytest.raises(CacheError) as opened:
             FeatureCache(folder)
     finally:
@@ -133,9 +106,9 @@ def test_a_second_build_is_refused_in_one_line_and_the_first_ends_well(whole: Bu
     assert whole.own.returncode == 0
 
 
-def test_a_killed_build_goes_on_to_the_same_files(whole: Build, driver: Path, tmp_path: Path) -> None:
+def test_a_killed_build_goes_on_to_the_same_files(whole: Build, tmp_path: Path) -> None:
     folder = tmp_path / "killed"
-    process = start(driver, *CACHE, "--out", folder)
+    process = start(*CACHE, "--out", folder, shard_bytes=ROW_BYTES)
     wait_for_shards(folder, 5)
     process.kill()
     process.communicate()
@@ -144,7 +117,7 @@ def test_a_killed_build_goes_on_to_the_same_files(whole: Build, driver: Path, tm
     with pytest.raises(CacheError, match=rf"\({done} of {FACES} shards\); run the command that began it again"):
         FeatureCache(folder)
     kept = {path: path.stat().st_mtime_ns for path in folder.glob("0*.json")}
-    process = start(driver, *CACHE, "--out", folder)
+    process = start(*CACHE, "--out", folder, shard_bytes=ROW_BYTES)
     wait_for_shards(folder, done + 5)
     process.send_signal(signal.SIGINT)
     interrupted = finish(process)
@@ -152,7 +125,7 @@ def test_a_killed_build_goes_on_to_the_same_files(whole: Build, driver: Path, tm
         assert interrupted.returncode == 130, interrupted.stderr
         assert "To go on where it stopped, give the same command again." in interrupted.stdout
         assert "Traceback" not in interrupted.stderr
-        continued = finish(start(driver, *CACHE, "--out", folder, shard_bytes=2**26))
+        continued = finish(start(*CACHE, "--out", folder, shard_bytes=2**26))
         assert continued.returncode == 0, continued.stderr
         assert " of " in continued.stdout.partition("to write")[0]
     assert contents(folder) == contents(whole.folder)
@@ -161,14 +134,8 @@ def test_a_killed_build_goes_on_to_the_same_files(whole: Build, driver: Path, tm
 
 def test_a_file_too_large_for_the_disk_ends_in_one_line_and_goes_on_later(tmp_path: Path) -> None:
     folder = tmp_path / "full"
-    command = [sys.executable, "-m", "transfervae", *CACHE, "--out", str(folder)]
-    limited = subprocess.run(
-        ["bash", "-c", 'ulimit -f 100; exec "$@"', "--", *command],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (102400, 102400))
+    limited = run(*CACHE, "--out", folder, before=limit)
     assert_one_line_error(limited, "00000.images.npy", "cannot be written", "File too large")
     assert not list(folder.glob("*.tmp"))
     assert run(*CACHE, "--out", folder).returncode == 0

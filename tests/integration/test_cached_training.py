@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from tests.cache.small import contents
-from tests.integration.command import TINY, assert_one_line_error, assert_succeeds, run, run_python
-from tests.integration.test_cache_command import ROW_BYTES, start, wait_for_shards
+from tests.integration.command import TINY, assert_one_line_error, assert_succeeds, run, run_python, start
+from tests.integration.test_cache_command import ROW_BYTES, wait_for_shards
 from tests.integration.test_interruption import assert_same_run, wait_for_epoch
 from tests.runs import Small
 from tests.samples import make_backbone
@@ -19,15 +19,6 @@ from transfervae.data import ToyFaces
 FACES = 80
 OPTIONS = Small(width=32, faces=FACES, epochs=4)
 COMMAND = ("train", *TINY, "--dataset.faces", str(FACES), "--epochs", str(OPTIONS.epochs))
-
-
-@pytest.fixture(scope="module")
-def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from tests.integration.test_cache_command import DRIVER
-
-    path = tmp_path_factory.mktemp("scripts") / "driver.py"
-    path.write_text(DRIVER)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -49,11 +40,9 @@ def without_owner(folder: Path) -> dict[str, bytes]:
     return {**contents(folder), "manifest.json": repr(replace(manifest, owner=None)).encode()}
 
 
-def test_a_run_that_is_killed_in_training_resumes_to_the_same_result(
-    uninterrupted: Path, driver: Path, tmp_path: Path
-) -> None:
+def test_a_run_that_is_killed_in_training_resumes_to_the_same_result(uninterrupted: Path, tmp_path: Path) -> None:
     out = tmp_path / "killed"
-    process = start(driver, *COMMAND, "--out", out, shard_bytes=2**26)
+    process = start(*COMMAND, "--out", out, shard_bytes=2**26)
     wait_for_epoch(out, 2)
     process.kill()
     process.communicate()
@@ -65,10 +54,10 @@ def test_a_run_that_is_killed_in_training_resumes_to_the_same_result(
 
 
 def test_a_run_that_is_killed_while_features_are_computed_resumes_to_the_same_result(
-    uninterrupted: Path, driver: Path, tmp_path: Path
+    uninterrupted: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "killed"
-    process = start(driver, *COMMAND, "--out", out, shard_bytes=OPTIONS.batch_size * ROW_BYTES)
+    process = start(*COMMAND, "--out", out, shard_bytes=OPTIONS.batch_size * ROW_BYTES)
     wait_for_shards(out / "features", 2)
     process.kill()
     process.communicate()
@@ -96,12 +85,14 @@ def test_the_folder_says_how_it_was_run(uninterrupted: Path) -> None:
 
 def test_a_compiled_run_ends_well_and_learns_nearly_the_same(tmp_path: Path) -> None:
     cache = tmp_path / "features"
-    FeatureCache.build(make_backbone("resnet"), ToyFaces(40, 32, dtype=torch.uint8), cache)
-    command = ("train", *TINY, "--dataset.faces", "40", "--epochs", "1", "--engine.compile")
-    assert_succeeds(run(*command, "--engine.cache", cache, "--out", tmp_path / "run"))
+    few = replace(OPTIONS, faces=16, val=0.5, width=8, epochs=1, cache=cache)
+    FeatureCache.build(make_backbone("resnet"), ToyFaces(few.faces, 32, dtype=torch.uint8), cache)
+    command = ("train", *TINY, "--dataset.faces", "16", "--dataset.val", "0.5", "--decoder.width", "8")
+    compiled = ("--epochs", "1", "--engine.compile", "--engine.cache", cache)
+    assert_succeeds(run(*command, *compiled, "--out", tmp_path / "run"))
     engine = json.loads((tmp_path / "run" / "config.json").read_text())["engine"]
     assert engine["compile"] is True
-    plain = replace(OPTIONS, faces=40, epochs=1, cache=cache).train(tmp_path / "plain")
+    plain = few.train(tmp_path / "plain")
     figures = json.loads((tmp_path / "run" / "result.json").read_text())
     assert figures["metrics"]["rmse"] == pytest.approx(plain.best["val/rmse"], rel=0.05)
 

@@ -1,8 +1,7 @@
 """A saved model loads as it was saved, or not at all."""
 
+import os
 import struct
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from torch import nn
 
 import transfervae as tv
 from tests.samples import make_backbone, make_vae, random_images
+from tests.warm import run_warm
 from transfervae.cache import FeatureCache
 from transfervae.data import ToyFaces
 from transfervae.errors import CacheMismatchError, CheckpointError, FingerprintMismatchError
@@ -94,7 +94,7 @@ vae.save_pretrained(folder)
 def test_a_save_that_is_killed_leaves_the_old_model_or_the_new_one(step: int, tmp_path: Path) -> None:
     old, new = make_vae(seed=0).eval(), make_vae(seed=1, latent_dim=6).eval()
     old.save_pretrained(tmp_path)
-    done = subprocess.run([sys.executable, "-c", KILLED, str(step), str(tmp_path)], check=False)
+    done = run_warm("-c", KILLED, str(step), tmp_path, environment=os.environ)
     assert done.returncode == (0 if step == 3 else -9)
     again = tv.TransferVAE.from_pretrained(tmp_path, backbone=make_backbone("vgg19"))
     images, expected = random_images(), new if step >= 2 else old
@@ -176,7 +176,7 @@ def test_two_saves_that_are_killed_lose_no_model(tmp_path: Path) -> None:
     make_vae(seed=0).save_pretrained(tmp_path)
     for step, dims in ((2, 6), (1, 7)):  # the second of them once its tensors are there, and before its configuration
         script = KILLED.replace("latent_dim=6", f"latent_dim={dims}")
-        done = subprocess.run([sys.executable, "-c", script, str(step), str(tmp_path)], check=False)
+        done = run_warm("-c", script, str(step), tmp_path, environment=os.environ)
         assert done.returncode == -9
     again = tv.TransferVAE.from_pretrained(tmp_path, backbone=make_backbone("vgg19"))
     assert again.latent_shape == (6,)

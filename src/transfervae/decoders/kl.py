@@ -22,6 +22,7 @@ from transfervae.shapes import Images, Latents, at_least_float32, check_positive
 
 DEFAULT_WIDTH = 128
 LARGEST_MULTIPLE = 4
+DEEPEST = 1024
 WIDTH_UNIT = 8
 MOST_GROUPS = 32
 FEWEST_GROUP_CHANNELS = 4
@@ -105,7 +106,7 @@ class KLDecoder(nn.Module):
             InvalidOptionError: As `kl_decoder`.
         """
         super().__init__()
-        check_positive(resnets_per_block=resnets_per_block)
+        check_positive(resnets_per_block=resnets_per_block, at_most=DEEPEST)
         _check_width(width, norm_groups)
         self.latent_shape = parse_latent_shape(latent_shape)
         self.image_size = image_size

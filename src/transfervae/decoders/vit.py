@@ -30,6 +30,9 @@ LARGEST_PATCH = 16
 FEWEST_CELLS = 8
 """For latent vectors: patches of 16 pixels, smaller where that would leave fewer than 8 of them a side."""
 
+DEEPEST = 1024
+WIDEST = 65536
+
 REFERENCE_GRID = 16
 """The grid that diffusers' coordinates are scaled to."""
 
@@ -245,7 +248,7 @@ def vit_decoder(
         ShapeError: If `latent_shape` is neither (d,) nor (c, h, w).
         ImageSizeError: If `image_size` is not one or two positive numbers.
         UnknownNameError: For another size or convention of positions.
-        InvalidOptionError: If a number is below 1, the width no multiple of 4 or of the heads, or `mean` or `std` not
+        InvalidOptionError: If a number is below 1 or far too large, the width no multiple of 4 or of the heads, or `mean` or `std` not
             three numbers.
     """
     if size not in SIZES:
@@ -295,7 +298,7 @@ def _architecture(
 ) -> Architecture:
     """The named architecture with what was overridden."""
     if width not in (None, base.width):
-        check_positive(width=width)
+        check_positive(width=width, at_most=WIDEST)
         base = Architecture(width, 4 * width, _fewest_heads(width), base.depth)
     chosen = Architecture(
         base.width,
@@ -304,6 +307,7 @@ def _architecture(
         base.depth if depth is None else depth,
     )
     check_positive(**chosen._asdict())
+    check_positive(depth=chosen.depth, at_most=DEEPEST)
     if chosen.width % 4:
         raise InvalidOptionError(f"width must be a multiple of 4, got {chosen.width}.")
     if chosen.width % chosen.heads:
