@@ -118,7 +118,7 @@ def measure_set(gigabytes: float, arguments: argparse.Namespace) -> dict[str, An
         sys.exit(f"the cache of {gigabytes:g} GB was not built; see above")
     grow(base, folder, shards)
     shutil.rmtree(base)
-    with Worker(Contender("transfervae", "ours", worker_options(folder, rows))) as worker:
+    with Worker(Contender("transfervae", "ours", worker_options(folder, rows, arguments.precision))) as worker:
         chunk = min(CHUNK, arguments.steps)
         worker.time(STAGE, chunk)
         with watching(worker.pid) as samples:
@@ -142,7 +142,7 @@ def grow(base: Path, folder: Path, shards: int) -> None:
     replace(manifest, rows=shards * manifest.rows_per_shard, shards=repeated).write(folder)
 
 
-def worker_options(folder: Path, rows: int) -> dict[str, Any]:
+def worker_options(folder: Path, rows: int, precision: str) -> dict[str, Any]:
     """Of a worker that trains from a cache."""
     return {
         "device": "cpu",
@@ -156,7 +156,7 @@ def worker_options(folder: Path, rows: int) -> dict[str, Any]:
         "cache": str(folder),
         "window": WINDOW,
         "workers": 0,
-        "precision": "auto",
+        "precision": precision,
         "layout": "auto",
         "compile": False,
     }
@@ -257,6 +257,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--gigabytes", nargs="*", type=float, default=[1, 5, 20], help="sizes of caches, in whole shards of 64 MiB"
     )
+    parser.add_argument("--precision", default="auto", help="of training on each cache: auto, float32 or bfloat16")
     parser.add_argument("--steps", type=int, default=2500, help="training steps on each cache")
     parser.add_argument("--keep", action="store_true", help="leave the caches there")
     parser.add_argument("--faces", type=int, default=200_000, help="drawn faces of the whole run; 0 for no run")

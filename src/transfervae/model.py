@@ -117,7 +117,8 @@ class TransferVAE(nn.Module):
 
         Args:
             images: RGB in [0, 1], `[b, 3, h, w]`, of `image_size`.
-            generator: Source of randomness for the draw; the global one if None.
+            generator: Source of randomness for the draw; the global one if None. Leave it out under
+                `torch.utils.checkpoint`, which restores only the global one before it computes a part again.
 
         Returns:
             Reconstruction, posterior and latent.

@@ -173,12 +173,10 @@ def _check_shapes(
         parts["head"] = HEADS.build_empty(config["head"], features)
     if config["decoder"]["name"] in DECODERS and parts:
         parts["decoder"] = DECODERS.build_empty(config["decoder"], parts["head"].latent_shape_for(features), size)
-    for kind, part in parts.items():
-        for name, value in part.state_dict().items():
-            stored = tensors.get(f"{kind}.{name}")
-            if stored is None or stored.shape != value.shape:
-                given = "missing" if stored is None else list(stored.shape)
-                raise CheckpointError(f"{kind}.{name} must be {list(value.shape)}, and is {given}")
+    own = {f"{kind}.{name}": value for kind, part in parts.items() for name, value in part.state_dict().items()}
+    misfits = [name for name, value in own.items() if name not in tensors or tensors[name].shape != value.shape]
+    if misfits:
+        raise CheckpointError(f"its tensors do not fit; {len(misfits)} differ, first {', '.join(misfits[:3])}")
 
 
 def _finish_earlier_save(folder: Path) -> None:

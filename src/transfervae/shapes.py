@@ -20,6 +20,8 @@ Latents: TypeAlias = Float[Tensor, "b *latent"]
 PerItem: TypeAlias = Float[Tensor, " b"]
 Scalar: TypeAlias = Float[Tensor, ""]
 
+LARGEST = torch.finfo(torch.float32).max
+
 RANGE_TOLERANCE = 1e-2
 """How far outside [0, 1] an image value may lie: rounding of half precision, but no normalisation."""
 
@@ -127,13 +129,13 @@ def check_positive(*, at_most: int | None = None, **options: object) -> None:
 
 
 def check_nonnegative(**options: object) -> None:
-    """Check that each option is a finite number of at least 0.
+    """Check that each option is a number of at least 0, and finite in single precision.
 
     Raises:
         InvalidOptionError: Naming the first that is not.
     """
     for name, value in options.items():
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < float("inf"):
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= LARGEST:
             raise InvalidOptionError(f"{name} must be at least 0 and finite, got {value!r}.")
 
 

@@ -7,7 +7,9 @@ from tests.integration.command import TINY, assert_succeeds, run, run_python
 
 SCRIPT = """
 import hashlib, os, sys
+from pathlib import Path
 import transfervae as tv
+from tests.extension import mine
 
 model = {"backbone": tv.Spec("timm:test_resnet", weights=None), "image_size": 32, "latent_dim": 8}
 engine = {"accelerator": "cpu", "devices": 2, "strategy": "ddp"}
@@ -27,6 +29,9 @@ else:
 with open(f"{out}/rank{rank}", "w") as file:
     rows = [{k: v for k, v in row.items() if k != "images_per_second"} for row in result.rows]
     file.write(digest(state) + " " + repr(rows))
+
+mine.ENGINE.update(devices=2, strategy="ddp")
+mine.train(Path(out).parent / "mine", epochs=2)
 """
 
 
@@ -35,13 +40,17 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ddp")
     script = folder / "script.py"
     script.write_text(SCRIPT)
-    assert_succeeds(run_python(script, folder / "run"))
+    assert_succeeds(run_python(script, folder / "run", path=[Path.cwd(), *sys.path]))
     return folder / "run"
 
 
 def test_every_rank_ends_with_the_same_weights_and_figures(two_ranks: Path) -> None:
     first, second = ((two_ranks / f"rank{rank}").read_text() for rank in (0, 1))
     assert first == second
+
+
+def test_terms_with_optimisers_of_their_own_train_on_two_ranks(two_ranks: Path) -> None:
+    assert len((two_ranks.parent / "mine" / "metrics.csv").read_text().splitlines()) == 3
 
 
 def test_two_ranks_learn_from_different_noise_and_images(two_ranks: Path, tmp_path: Path) -> None:
@@ -65,19 +74,4 @@ def test_torchrun_starts_the_processes_too(tmp_path: Path) -> None:
     screen = assert_succeeds(run_python(*command, *options, "--epochs", "2", "--out", str(tmp_path / "run")))
     assert screen.count("epoch   2/2") == 1
     assert screen.count("RMSE of the mean training image") == 1
-    assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) == 3
-
-
-EXTENSION = """
-import sys
-from tests.extension import mine
-mine.ENGINE.update(devices=2, strategy="ddp")
-mine.train(__import__("pathlib").Path(sys.argv[1]), epochs=2)
-"""
-
-
-def test_terms_with_optimisers_of_their_own_train_on_two_ranks(tmp_path: Path) -> None:
-    script = tmp_path / "script.py"
-    script.write_text(EXTENSION)
-    assert_succeeds(run_python(script, tmp_path / "run", path=[Path.cwd(), *sys.path]))
     assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) == 3

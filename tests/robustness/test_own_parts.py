@@ -80,11 +80,8 @@ def dim(image: Tensor) -> Tensor:
     return (image * (0.5 + 0.5 * torch.rand(()))).to(torch.uint8)
 
 
-@pytest.mark.parametrize(("workers", "transform"), [(2, dim), (0, None)])
-def test_a_run_with_own_randomness_resumes_bit_for_bit(
-    workers: int, transform: Callable[[Tensor], Tensor] | None, tmp_path: Path
-) -> None:
-    more: Any = {"transform": transform, "dataset": {**SMALL.dataset, "workers": workers}}
+def test_a_run_with_own_randomness_resumes_bit_for_bit(tmp_path: Path) -> None:
+    more: Any = {"transform": dim, "dataset": {**SMALL.dataset, "workers": 2}}
 
     def run(name: str, **others: Any) -> None:
         SMALL.train(tmp_path / name, model=model(Decoder(dropout=0.5)), **more, **others)

@@ -14,7 +14,14 @@ from tests.runs import Small
 from tests.samples import make_backbone
 from transfervae.cache import FeatureCache
 from transfervae.data import ToyFaces
-from transfervae.errors import CacheError, CacheMismatchError, CheckpointError, InvalidOptionError, RunFolderError
+from transfervae.errors import (
+    CacheError,
+    CacheMismatchError,
+    CheckpointError,
+    InvalidOptionError,
+    RunFolderError,
+    TransferVAEError,
+)
 from transfervae.files import read_tensors
 from transfervae.training._checkpoint_io import SafetensorsIO
 from transfervae.training._run_folder import RunFolder
@@ -146,6 +153,32 @@ def test_a_flipped_bit_in_a_checkpoint_is_noticed(run: Path) -> None:
     last.write_bytes(content)
     with pytest.raises(CheckpointError, match="is damaged"):
         Small(faces=12, epochs=3).train(run, resume=True)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"state_dict": None},
+        {"state_dict": {}},
+        {"loops": []},
+        {"loops": {"fit_loop": 3}},
+        {"optimizer_states": []},
+        {"optimizer_states": [{"state": 1}]},
+        {"lr_schedulers": ["x"]},
+        {"callbacks": []},
+        {"epoch": "x", "global_step": None, "loops": None},
+        {"callbacks": {"RunRecorder": {"rows": "x"}}},
+        {"callbacks": {"RunRecorder": {}}},
+    ],
+    ids=str,
+)
+def test_a_checkpoint_of_something_else_is_refused_and_nothing_is_changed(changes: dict[str, Any], run: Path) -> None:
+    io, last = SafetensorsIO(), run / "checkpoints" / "last.safetensors"
+    io.save_checkpoint({**io.load_checkpoint(last), **changes}, last)
+    before = (run / "config.json").read_bytes()
+    with pytest.raises(TransferVAEError):
+        Small(faces=12, epochs=3).train(run, resume=True)
+    assert (run / "config.json").read_bytes() == before
 
 
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")

@@ -96,6 +96,8 @@ def load(folder: Path, weights: str | None, device: str) -> TransferVAE:
         InvalidOptionError: If the device cannot be used.
         CheckpointError: If there is no model.
     """
+    if device.startswith("meta"):
+        raise InvalidOptionError("The device 'meta' cannot be used: it computes nothing.")
     weights = None if weights is None else parse_weights(weights)
     inner = folder / "model"
     vae = TransferVAE.from_pretrained(inner if inner.is_dir() else folder, weights=weights)

@@ -23,6 +23,7 @@ Color: TypeAlias = tuple[int, int, int]
 PARTS = ("background", "hair", "skin", "eyes", "brows", "mouth")
 """Parts of a face; every pixel belongs to exactly one."""
 
+MOST_FACES = 10**9
 OVERSAMPLING = 3
 OUTLINE_POINTS = 40
 SKIN_TONES: tuple[Color, ...] = ((253, 222, 200), (236, 188, 150), (198, 134, 94), (142, 88, 58), (84, 52, 38))
@@ -150,7 +151,7 @@ class ToyFaces(ImageDataset):
         """Make a set; nothing is drawn yet.
 
         Args:
-            count: Number of faces, at least 1.
+            count: Number of faces, from 1 to 10^9.
             image_size: Height and width in pixels, or one number; any size.
             seed: At least 0.
             dtype: `torch.float32` for values in [0, 1], or `torch.uint8` for these times 255, rounded.
@@ -160,7 +161,7 @@ class ToyFaces(ImageDataset):
                 of the two.
             ImageSizeError: If `image_size` is not one or two positive numbers.
         """
-        check_positive(count=count)
+        check_positive(count=count, at_most=MOST_FACES)
         check_seed(seed)
         check_image_dtype(dtype)
         self.count = count

@@ -248,8 +248,8 @@ def vit_decoder(
         ShapeError: If `latent_shape` is neither (d,) nor (c, h, w).
         ImageSizeError: If `image_size` is not one or two positive numbers.
         UnknownNameError: For another size or convention of positions.
-        InvalidOptionError: If a number is below 1 or far too large, the width no multiple of 4 or of the heads, or `mean` or `std` not
-            three numbers.
+        InvalidOptionError: If a number is below 1 or too large, the width no multiple of 4 or of the heads, or `mean`
+            or `std` not three numbers.
     """
     if size not in SIZES:
         raise UnknownNameError("size of the vit decoder", size, SIZES)

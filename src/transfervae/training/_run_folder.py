@@ -4,7 +4,7 @@ import csv
 import io
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any, cast
@@ -182,8 +182,11 @@ class RunRecorder(pl.Callback):
     Its rows are part of the checkpoint, so that a resumed run neither loses nor repeats one.
 
     Attributes:
-        rows: One mapping an epoch.
+        rows: One mapping per epoch.
+        when_training: Called when training begins: a resumed run has then taken over its state.
     """
+
+    when_training: Callable[[], object] | None = None
 
     def __init__(
         self,
@@ -222,8 +225,21 @@ class RunRecorder(pl.Callback):
         return {"rows": self.rows}
 
     @override
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        rows = checkpoint["callbacks"][self.state_key]["rows"]
+        if not rows or not all(self._monitor.name in row for row in rows):
+            raise CheckpointError("The checkpoint's figures are not those that a run writes.")
+
+    @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows = state_dict["rows"]
+
+    @override
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.when_training is not None:
+            self.when_training()
 
     @override
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 import signal
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
-from transfervae.errors import InvalidOptionError
+from transfervae.errors import CheckpointError, InvalidOptionError, TransferVAEError
 from transfervae.training.options import AUTO, OWN_PRECISIONS, EngineOptions
 
 for _name in ("pytorch_lightning", "lightning_fabric"):
@@ -125,6 +126,7 @@ def run_interruptibly(trainer: pl.Trainer, call: Callable[[], object]) -> None:
 
     Raises:
         KeyboardInterrupt: If the user interrupted it.
+        CheckpointError: If the checkpoint that it resumes from holds something else than a run's state.
     """
     handler = signal.getsignal(signal.SIGINT)
     try:
@@ -134,6 +136,16 @@ def run_interruptibly(trainer: pl.Trainer, call: Callable[[], object]) -> None:
             raise
         signal.signal(signal.SIGINT, handler)
         raise KeyboardInterrupt from None
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+        if isinstance(error, TransferVAEError) or not _comes_from_restoring(error):
+            raise
+        raise CheckpointError(f"The checkpoint holds no state of this run: {type(error).__name__}: {error}") from error
+
+
+def _comes_from_restoring(error: Exception) -> bool:
+    """Whether an error was raised while the trainer took over the state in a checkpoint."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return any("checkpoint_connector" in frame.filename and "restore" in frame.name for frame in frames)
 
 
 def is_first_process() -> bool:

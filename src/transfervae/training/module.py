@@ -199,6 +199,20 @@ class VAEModule(pl.LightningModule):
         raise DivergedError(f"The run diverged: {found}; try a smaller learning rate, or a higher precision.")
 
     @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint without the state of every optimiser and of the loop, which would be begun anew."""
+        counts = {"optimizer_states": 1 + len(self._own_terms), "lr_schedulers": 1}
+        missing = [
+            name
+            for name, count in counts.items()
+            if not isinstance(checkpoint.get(name), list) or len(checkpoint[name]) != count
+        ]
+        loops = checkpoint.get("loops")
+        missing += [] if isinstance(loops, Mapping) and "fit_loop" in loops else ["loops"]
+        if missing:
+            raise CheckpointError(f"The checkpoint's {missing[0]} are not those of this run.")
+
+    @override
     def state_dict(self, *_: Any, **__: Any) -> dict[str, Any]:  # type: ignore[override]
         """Head, decoder and so on, the objective's terms, and averaged weights; nothing of the backbone."""
         state: dict[str, Any] = dict(self.vae.trainable_state())

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from transfervae.data.toyfaces import MOST_FACES
 from transfervae.errors import InvalidOptionError, UnknownNameError
 from transfervae.execution import MEMORY_FORMATS as MODEL_MEMORY_FORMATS
 from transfervae.shapes import check_nonnegative, check_positive
@@ -47,7 +48,8 @@ class DataOptions:
     workers: int | None = None
 
     def __post_init__(self) -> None:
-        check_positive(batch_size=self.batch_size, faces=self.faces)
+        check_positive(batch_size=self.batch_size)
+        check_positive(faces=self.faces, at_most=MOST_FACES)
         check_nonnegative(workers=self.workers or 0)
         if (self.workers or 0) > WORKERS_LIMIT:
             raise InvalidOptionError(f"workers must be at most {WORKERS_LIMIT}, got {self.workers}.")

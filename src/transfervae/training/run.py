@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -323,7 +324,10 @@ def _carry_out(run: _Run, *, resume: bool) -> TrainResult:
             cache = open_cache(engine.cache, images, vae.backbone, console)
         engine, execution = choose_run_execution(engine, vae, trainer, batch_size=batch_size, console=console)
         if is_first_process():
-            _write_config(run, engine)
+            if resume:  # what is recorded changes only once the old state has been taken over
+                recorder.when_training = partial(_write_config, run, engine)
+            else:
+                _write_config(run, engine)
             write_architecture(folder.architecture, vae)
         if engine.cache == AUTO:
             cache = keep_features(
