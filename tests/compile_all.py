@@ -6,7 +6,7 @@ A program of its own, because the shape checks of the test run cannot be traced.
 import json
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import transfervae as tv
 from tests.samples import KINDS, make_vae, random_images
@@ -33,6 +33,24 @@ def parameters_without_gradient() -> int:
     return sum(parameter.grad is None for parameter in vae.trainable_parameters())
 
 
+class Reconstruct(nn.Module):
+    """What is exported: images to images."""
+
+    def __init__(self, vae: tv.TransferVAE) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.vae.reconstruct(images)
+
+
+def export_error() -> float:
+    vae, images = make_vae().eval(), random_images()
+    exported = torch.export.export(Reconstruct(vae).eval(), (images,)).module()
+    difference: float = (exported(images) - vae.reconstruct(images)).abs().max().item()
+    return difference
+
+
 def main() -> None:
     torch.set_num_threads(1)
     report: dict[str, float | str] = {}
@@ -43,6 +61,7 @@ def main() -> None:
         except Exception as error:  # noqa: BLE001 - whatever it is, the test shows it
             report[name] = f"{type(error).__name__}: {error}"
     report["without gradient"] = parameters_without_gradient()
+    report["export"] = export_error()
     print(json.dumps(report))  # noqa: T201
 
 

@@ -1,7 +1,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.testing import assert_close
+from torch.utils.checkpoint import checkpoint
 
 import transfervae as tv
 from tests.samples import KINDS, make_backbone, make_vae, random_images, save_config, shared_backbone
@@ -693,3 +694,34 @@ def test_each_kind_compiles_as_one_graph_with_equal_values_and_all_gradients() -
     failed = {name: value for name, value in report.items() if not isinstance(value, int | float) or value > 1e-4}
     assert report.keys() >= KINDS.keys() | {f"head {head}" for head in HEADS}
     assert failed == {}
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.usefixtures("without_shape_checks")
+@pytest.mark.parametrize("kind", ["resnet", "vit"])
+def test_function_transforms_agree_with_autograd_and_batches(kind: str) -> None:
+    vae, images = make_vae(kind).eval(), random_images(kind)
+    per_image = torch.func.vmap(lambda image: vae.encode(image[None]).mean[0])(images)
+    assert_close(per_image, vae.encode(images).mean, rtol=1e-4, atol=1e-5)
+    gradient = torch.func.grad(lambda given: vae.encode(given).kl().sum())(images)
+    leaf = images.clone().requires_grad_()
+    vae.encode(leaf).kl().sum().backward()
+    assert_close(gradient, leaf.grad)
+    with pytest.raises(InvalidImageError):
+        torch.func.grad(lambda given: vae.encode(given).kl().sum())(255 * images)
+
+
+@pytest.mark.usefixtures("without_shape_checks")
+def test_gradients_are_the_same_when_a_part_is_computed_again() -> None:
+    vae, images = make_vae().train(), random_images()
+
+    def gradients(forward: Callable[[Tensor], tv.VAEOutput]) -> list[Tensor]:
+        torch.manual_seed(0)
+        tv.losses.elbo(forward(images), images).total.backward()
+        found = [parameter.grad.clone() for parameter in vae.trainable_parameters() if parameter.grad is not None]
+        vae.zero_grad()
+        return found
+
+    again = gradients(lambda given: checkpoint(vae, given, use_reentrant=False))
+    for one, other in zip(gradients(vae), again, strict=True):
+        assert_close(one, other)

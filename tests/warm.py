@@ -109,6 +109,7 @@ def _main(
         os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), number)
     sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    multiprocessing.set_start_method(None, force=True)  # the platform's own for what it starts itself
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)
