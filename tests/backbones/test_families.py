@@ -43,15 +43,12 @@ COMPILED = (
     "module",
     "blocks",
     "test_resnet",
-    "test_efficientnet",
     "test_convnext",
     "test_vit",
     "test_byobnet",
-    "test_mambaout",
     "test_vit_relpos",
     "efficientvit_b0",
     "eva02_tiny_patch14_224",
-    "regnetx_002",
 )
 """What is compiled in the tests: tracing all families takes 1 to 18 seconds each, 8 minutes together."""
 
