@@ -87,7 +87,7 @@ def test_a_file_in_the_place_of_the_folder_is_an_error(tmp_path: Path) -> None:
 
 def test_a_killed_process_leaves_a_whole_file(tmp_path: Path) -> None:
     path = tmp_path / "file.bin"
-    for _ in range(3):
+    for _ in range(2):
         command = [sys.executable, "-c", WRITE_FOR_EVER, str(path)]
         with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
             assert process.stdout is not None

@@ -25,8 +25,9 @@ from transfervae.priors import PRIORS, ScaledNormal, StandardNormal
 from transfervae.scaling import LatentScaling, LatentStatistics
 
 if TYPE_CHECKING:
-    from transfervae import inference, interop, metrics, pictures, training
-    from transfervae.metrics import METRICS, evaluate
+    from transfervae import evaluation, inference, interop, metrics, pictures, training
+    from transfervae.evaluation import evaluate
+    from transfervae.metrics import METRICS
     from transfervae.training import TrainResult, train
 
 __version__ = "0.1.0"
@@ -65,6 +66,7 @@ __all__ = [
     "describe_backbone",
     "errors",
     "evaluate",
+    "evaluation",
     "inference",
     "interop",
     "kl_decoder",
@@ -83,7 +85,7 @@ __all__ = [
     "vit_decoder",
 ]
 
-_HEAVY = {"METRICS": "metrics", "evaluate": "metrics", "TrainResult": "training", "train": "training"}
+_HEAVY = {"METRICS": "metrics", "evaluate": "evaluation", "TrainResult": "training", "train": "training"}
 """Names whose modules import Lightning or torchmetrics: they are imported when they are first asked for."""
 
 

@@ -20,6 +20,9 @@ from transfervae.shapes import Images, PerItem, Scalar, at_least_float32, check_
 RMSE_EPSILON = 1e-8
 """Added inside the root of `rmse`: the gradient at zero error is 0 instead of NaN, the floor of the value is 1e-4."""
 
+REFERENCE_LATENT = 128
+"""Numbers in a latent up to which the default weights of the KL hold as they are."""
+
 ReconstructionLoss = Callable[[Tensor, Tensor], PerItem]
 
 
@@ -161,10 +164,35 @@ def kl_and_penalty(posterior: Posterior, free_bits: float = 0.0) -> tuple[Scalar
 
 
 class WeightedLoss(NamedTuple):
-    """A reconstruction term and the weight of the KL that suits its scale."""
+    """A reconstruction term and the weight of the KL that suits its scale.
+
+    Attributes:
+        loss: A function of (reconstruction, images) with a value per item.
+        beta: Weight of the KL in nats, for latents of up to 128 numbers.
+        is_likelihood: Whether the term is in nats too, so that the weight is the same for latents of any size.
+    """
 
     loss: ReconstructionLoss
     beta: float
+    is_likelihood: bool = False
+
+    def beta_for(self, latent_size: int) -> float:
+        """The weight for latents of some size; see `scaled_beta`."""
+        return self.beta if self.is_likelihood else scaled_beta(self.beta, latent_size)
+
+
+def scaled_beta(beta: float, latent_size: int) -> float:
+    """The weight of the KL for latents of n numbers: beta * min(1, 128 / n).
+
+    A reconstruction term that is a mean over pixels does not grow with the latent, and the KL is a sum over it. One
+    weight for all sizes pulls every number of a large map to the prior, until draws are nearly all noise. Divided by
+    the size, a nat per latent number costs the same in all (the normalised beta of Higgins et al. 2017).
+
+    Args:
+        beta: The weight for latents of up to 128 numbers.
+        latent_size: Numbers in a latent, at least 1.
+    """
+    return beta * min(1.0, REFERENCE_LATENT / latent_size)
 
 
 RECONSTRUCTIONS: Mapping[str, WeightedLoss] = MappingProxyType(
@@ -172,10 +200,10 @@ RECONSTRUCTIONS: Mapping[str, WeightedLoss] = MappingProxyType(
         "rmse": WeightedLoss(rmse, 1e-4),
         "mse": WeightedLoss(mse, 2e-5),
         "l1": WeightedLoss(l1, 1e-4),
-        "gaussian_nll": WeightedLoss(gaussian_nll, 1.0),
+        "gaussian_nll": WeightedLoss(gaussian_nll, 1.0, is_likelihood=True),
     }
 )
-"""Reconstruction terms by name, each with its default beta."""
+"""Reconstruction terms by name, each with its default beta for latents of up to 128 numbers."""
 
 
 def elbo(
@@ -194,8 +222,9 @@ def elbo(
         output: What the model returned for `images`.
         images: The targets, `[b, 3, h, w]` in [0, 1].
         reconstruction: A name from `RECONSTRUCTIONS`, or a function of (reconstruction, images) with a value per item.
-        beta: Weight of the KL in nats; None for the default of the named term (`RECONSTRUCTIONS`). A function has no
-            default. A tensor spares recompilation where it changes with the step.
+        beta: Weight of the KL in nats; None for the default of the named term and the latents' size
+            (`RECONSTRUCTIONS`, `scaled_beta`). A function has no default. A tensor spares recompilation where it
+            changes with the step.
         free_bits: Threshold per latent dimension, in nats, at least 0.
 
     Returns:
@@ -207,7 +236,8 @@ def elbo(
         InvalidImageError: If the images are 8-bit ones.
         ShapeError: If reconstruction and images differ in shape, or a loss does not give one value per item.
     """
-    loss, default_beta = _resolve_reconstruction(reconstruction, beta)
+    term = _resolve_reconstruction(reconstruction, beta)
+    loss, default_beta = term.loss, term.beta_for(output.posterior.mean[0].numel())
     if isinstance(beta, int | float):
         check_nonnegative(beta=beta)
     check_nonnegative(free_bits=free_bits)

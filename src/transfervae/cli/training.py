@@ -239,6 +239,8 @@ def _print_result(result: Any, out: Path) -> None:
             table.add_row(*_figure(name.removeprefix("val/"), value, math.prod(result.vae.latent_shape)))
     table.add_row("RMSE of the mean training image", f"{result.mean_image_rmse:.4f}")
     screen.print(table)
+    for verdict in result.verdicts:
+        screen.print(f"[yellow]{escape(verdict)}[/]", highlight=False)
     for name, what in (
         ("reconstructions.png", "held-out originals above reconstructions"),
         ("samples.png", "draws from the prior"),

@@ -1,6 +1,6 @@
 """Images: from folders, drawn, and from any other data set."""
 
-from transfervae.data.dataset import ImageDataset, ItemRecord, JoinedImages
+from transfervae.data.dataset import ImageDataset, ItemRecord, JoinedImages, SelectedImages
 from transfervae.data.folder import ImageFolder
 from transfervae.data.image_file import read_image, read_pixels
 from transfervae.data.open import open_dataset
@@ -11,6 +11,7 @@ __all__ = [
     "ImageFolder",
     "ItemRecord",
     "JoinedImages",
+    "SelectedImages",
     "ToyFace",
     "ToyFaceFactors",
     "ToyFaces",

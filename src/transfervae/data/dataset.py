@@ -189,6 +189,55 @@ class WrappedImages(ImageDataset):
         return [label for label in labels if label is not None] if None not in labels else None
 
 
+class SelectedImages(ImageDataset):
+    """Some of the images of a data set.
+
+    Attributes:
+        source: The data set.
+        indices: Places in it.
+        image_size: (height, width) of the items.
+    """
+
+    dtype = torch.uint8
+
+    def __init__(self, source: ImageDataset, indices: Sequence[int]) -> None:
+        """Select images.
+
+        Args:
+            source: The data set, in 8 bits.
+            indices: Places in it.
+        """
+        self.source = source
+        self.indices = list(indices)
+        self.image_size = source.image_size
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.source[self.indices[index]]
+
+    @property
+    def classes(self) -> Sequence[str] | None:
+        """Those of the data set."""
+        return self.source.classes
+
+    @property
+    def labels(self) -> Sequence[int] | None:
+        """The class of each image."""
+        labels = self.source.labels
+        return None if labels is None else [labels[index] for index in self.indices]
+
+    @property
+    def identity(self) -> Mapping[str, object]:
+        """That of the data set, and the places."""
+        return {"source": dict(self.source.identity), "indices": self.indices}
+
+    def name_of(self, index: int) -> str:
+        """Name of an item for people."""
+        return self.source.name_of(self.indices[index])
+
+
 class JoinedImages(ImageDataset):
     """Training images followed by validation images, as one data set.
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
-from transfervae.losses import rmse
+from transfervae.losses import l1, rmse
 from transfervae.metrics.mean import MeanOverImages
 from transfervae.model import VAEOutput
 from transfervae.options import records_options
@@ -20,6 +20,17 @@ class RMSE(MeanOverImages):
     def values(self, output: VAEOutput, images: Images) -> PerItem:
         """The value of each image, `[b]`."""
         return rmse(output.reconstruction, images)
+
+
+@records_options
+class L1(MeanOverImages):
+    """Absolute error, mean over channels and pixels of each image, mean over images, as `losses.l1`."""
+
+    higher_is_better = False
+
+    def values(self, output: VAEOutput, images: Images) -> PerItem:
+        """The value of each image, `[b]`."""
+        return l1(output.reconstruction, images)
 
 
 @records_options

@@ -13,7 +13,8 @@ from transfervae.shapes import Images, PerItem, check_nonnegative
 class KL(Term):
     """KL of the posterior to the standard normal, summed over latent dimensions, in nats.
 
-    Its default weight is the one that suits the reconstruction term beside it (`Term.kl_weight`).
+    Its default weight is the one that suits the reconstruction term beside it (`Term.kl_weight`) and the latents' size
+    (`losses.scaled_beta`).
     """
 
     def __init__(self, *, free_bits: float = 0.0) -> None:
@@ -34,16 +35,16 @@ class KL(Term):
         """The KL as it is, and what counts of it above the free bits."""
         return TermValue(*losses.kl_and_penalty(output.posterior, self.free_bits))
 
-    def default_weight(self, others: Sequence[Term]) -> float:
-        """The one that suits the first reconstruction term among the others.
+    def default_weight(self, others: Sequence[Term], latent_size: int) -> float:
+        """The one that suits the first reconstruction term among the others, and latents of some size.
 
         Raises:
             InvalidOptionError: If there is none that names one.
         """
-        weights = [term.kl_weight for term in others if term.kl_weight is not None]
-        if not weights:
-            raise InvalidOptionError(
-                "No reconstruction term here says which weight of the KL suits it; give one, such as"
-                ' Spec("kl", weight=1e-4), or set kl_weight in your term.'
-            )
-        return weights[0]
+        for term in others:
+            if term.kl_weight is not None:
+                return term.kl_weight if term.is_likelihood else losses.scaled_beta(term.kl_weight, latent_size)
+        raise InvalidOptionError(
+            "No reconstruction term here says which weight of the KL suits it; give one, such as"
+            ' Spec("kl", weight=1e-4), or set kl_weight in your term.'
+        )

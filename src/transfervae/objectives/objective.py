@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from transfervae import losses
 from transfervae.errors import InvalidOptionError, UnknownOptionError
 from transfervae.objectives.kl import KL
 from transfervae.objectives.reconstruction import L1, MSE, RMSE, GaussianNLL
@@ -64,10 +65,7 @@ class Objective(nn.Module):
             if not name.isidentifier() or hasattr(nn.ModuleDict(), name):
                 raise InvalidOptionError(f"A term cannot be named {name!r}: letters, digits and _, such as 'edges'.")
         self.terms = nn.ModuleDict(dict(made))
-        for name, weighted in self.items():
-            if weighted.weight is None:
-                others = [other.term for other_name, other in self.items() if other_name != name]
-                weighted.weight = weighted.term.default_weight(others)
+        self.final_weights()  # refuse what has no default
 
     @staticmethod
     def parse(value: Any) -> "Objective":
@@ -96,7 +94,7 @@ class Objective(nn.Module):
             images: The images that it should have given, `[b, 3, h, w]` in [0, 1].
             weights: Of the terms, by name, as `weights_at` gives them; the final ones if None.
         """
-        weights = self.final_weights() if weights is None else weights
+        weights = self.final_weights(output.latent[0].numel()) if weights is None else weights
         total: Tensor | None = None
         raw: dict[str, Scalar] = {}
         weighted: dict[str, Scalar] = {}
@@ -118,13 +116,23 @@ class Objective(nn.Module):
             if isinstance(entry, WeightedTerm):
                 yield name, entry
 
-    def weights_at(self, step: int, steps_per_epoch: int) -> dict[str, float]:
-        """The terms' weights at a training step, counted from 0."""
-        return {name: entry.weight_at(step, steps_per_epoch) for name, entry in self.items()}
+    def weights_at(
+        self, step: int, steps_per_epoch: int, latent_size: int = losses.REFERENCE_LATENT
+    ) -> dict[str, float]:
+        """The terms' weights at a training step, counted from 0, for latents of some size."""
+        final = self.final_weights(latent_size)
+        return {name: entry.weight_at(step, steps_per_epoch, final[name]) for name, entry in self.items()}
 
-    def final_weights(self) -> dict[str, float]:
-        """The terms' weights once all schedules are over."""
-        return {name: entry.weight or 0.0 for name, entry in self.items()}
+    def final_weights(self, latent_size: int = losses.REFERENCE_LATENT) -> dict[str, float]:
+        """The terms' weights once all schedules are over, for latents of some size (numbers in one latent)."""
+        weights = {}
+        for name, entry in self.items():
+            if entry.weight is None:
+                others = [other.term for other_name, other in self.items() if other_name != name]
+                weights[name] = entry.term.default_weight(others, latent_size)
+            else:
+                weights[name] = entry.weight
+        return weights
 
     def trainable_parameters(self) -> Iterator[nn.Parameter]:
         """Parameters of terms without an optimiser of their own: the model's optimiser takes them."""

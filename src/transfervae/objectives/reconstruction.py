@@ -44,6 +44,7 @@ class GaussianNLL(Term):
     """Negative log-likelihood under a Gaussian around the reconstruction, as `losses.gaussian_nll`."""
 
     kl_weight = losses.RECONSTRUCTIONS["gaussian_nll"].beta
+    is_likelihood = True
 
     def __init__(self, *, sigma: float | None = None) -> None:
         """Make a term.

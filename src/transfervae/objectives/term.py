@@ -50,10 +50,13 @@ class Term(nn.Module):
     Its state is part of a run's checkpoints.
 
     Attributes:
-        kl_weight: The weight of the KL in nats that suits a reconstruction term's scale; None for other terms.
+        kl_weight: The weight of the KL in nats that suits a reconstruction term's scale, for latents of up to 128
+            numbers; None for other terms.
+        is_likelihood: Whether a reconstruction term is in nats, so that the KL's weight holds for latents of any size.
     """
 
     kl_weight: float | None = None
+    is_likelihood = False
 
     def forward(self, output: ModelOutput, images: Images) -> PerItem:
         """One value per item, to be minimised.
@@ -80,8 +83,8 @@ class Term(nn.Module):
         mean = values.mean()
         return TermValue(mean, mean)
 
-    def default_weight(self, others: Sequence["Term"]) -> float:  # noqa: ARG002 - subclasses look at them
-        """The term's weight where none is given, beside other terms."""
+    def default_weight(self, others: Sequence["Term"], latent_size: int) -> float:  # noqa: ARG002 - subclasses do
+        """The term's weight where none is given, beside other terms, for latents of some size."""
         return 1.0
 
     def make_optimizer(self) -> Optimizer | None:
@@ -103,7 +106,7 @@ class WeightedTerm(nn.Module):
 
     Attributes:
         term: The term.
-        weight: Its weight once a schedule is over; the term's default if None.
+        weight: Its weight once a schedule is over; None for the term's default beside others.
         start_epoch: The epoch, counted from 0, from which on the term counts.
         schedule: "constant", "linear" (a warm-up) or "cyclic".
         schedule_epochs: Length of the warm-up, or of a cycle.
@@ -145,12 +148,12 @@ class WeightedTerm(nn.Module):
         self.schedule = schedule
         self.schedule_epochs = schedule_epochs
 
-    def weight_at(self, step: int, steps_per_epoch: int) -> float:
-        """The weight at a training step, counted from 0."""
+    def weight_at(self, step: int, steps_per_epoch: int, final: float) -> float:
+        """The weight at a training step, counted from 0, on its way to the final one."""
         started = step - self.start_epoch * steps_per_epoch
         if started < 0:
             return 0.0
-        return SCHEDULES[self.schedule](self.weight or 0.0, self.schedule_epochs * steps_per_epoch)(started)
+        return SCHEDULES[self.schedule](final, self.schedule_epochs * steps_per_epoch)(started)
 
 
 def _check_methods(term: Term) -> None:

@@ -146,6 +146,20 @@ class RunFolder:
         if self.read_config().get("images") != identity:
             raise RunFolderError(f"The images are not those that the run in {str(self.root)!r} began with.")
 
+    def read_history(self) -> list[dict[str, float]]:
+        """The figures by epoch; none if no epoch has ended.
+
+        Raises:
+            CheckpointError: If the file is damaged.
+        """
+        if not self.metrics.exists():
+            return []
+        try:
+            with self.metrics.open(newline="") as file:
+                return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+        except (ValueError, TypeError, csv.Error) as error:
+            raise CheckpointError(f"{str(self.metrics)!r} is damaged: {error}") from error
+
     def clean(self) -> None:
         """Delete what writes that were cut off have left aside."""
         for folder in (self.root, self.model, self.checkpoints, self.pictures):

@@ -82,7 +82,8 @@ class VAEModule(pl.LightningModule):
         self.metrics = metrics
         self.optimizer = optimizer or OptimizerOptions()
         self.execution = execution or Execution()
-        self.weights = objective.final_weights()
+        self._latent_size = math.prod(vae.latent_shape)
+        self.weights = objective.final_weights(self._latent_size)
         self._seed = seed
         self._compiled = compiled
         self._forward: dict[str, Callable[..., VAEOutput]] = {
@@ -102,7 +103,7 @@ class VAEModule(pl.LightningModule):
         """One step: forward, objective, backward; and its terms noted without waiting for the device."""
         batches = int(self.trainer.num_training_batches)
         step = self.current_epoch * batches + index
-        self.weights = self.objective.weights_at(step, batches)
+        self.weights = self.objective.weights_at(step, batches, self._latent_size)
         self._require_own_gradients(requires_grad=False)  # the model's step is not to leave gradients in a term
         output, images = self._run(batch)
         value = self._objective_of(output, images, self.weights)
@@ -187,7 +188,9 @@ class VAEModule(pl.LightningModule):
         return figures
 
     def _check_finite(self, figures: Mapping[str, float]) -> None:
-        unweighted = {f"term/{name}" for name, weight in self.objective.final_weights().items() if not weight}
+        unweighted = {
+            f"term/{name}" for name, weight in self.objective.final_weights(self._latent_size).items() if not weight
+        }
         wrong = [name for name, value in figures.items() if not math.isfinite(value)]
         wrong = [name for name in wrong if name.partition("/")[2] not in unweighted]
         if not wrong:

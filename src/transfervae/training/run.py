@@ -9,7 +9,7 @@ from functools import partial
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 from uuid import uuid4
 
 import pytorch_lightning as pl
@@ -17,27 +17,35 @@ import torch
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers import Logger
 from rich.console import Console
-from torch import Tensor
-from torchmetrics import MetricCollection
+from torchmetrics import Metric, MetricCollection
 from typing_extensions import override
 
 from transfervae.build import AnySpec, build_vae, check_backbone
 from transfervae.cache import DTYPES, FeatureCache
 from transfervae.data import ImageDataset, ToyFaces, open_dataset
-from transfervae.errors import InvalidOptionError, UnknownNameError, UnknownOptionError
+from transfervae.errors import UnknownNameError, UnknownOptionError
+from transfervae.evaluation import Evidence, judge
 from transfervae.files import write_atomically, write_json
-from transfervae.metrics import DEFAULT_METRICS, AnyMetric, evaluate, make_metrics, mean_image_rmse
-from transfervae.model import TransferVAE, evaluation_mode
+from transfervae.metrics import (
+    DEFAULT_METRICS,
+    METRICS,
+    AnyMetric,
+    baseline_of,
+    compute_metrics,
+    make_metrics,
+    mean_image,
+)
+from transfervae.model import TransferVAE
 from transfervae.objectives import Objective
 from transfervae.options import plain
 from transfervae.pictures import write_architecture, write_reconstructions, write_samples
-from transfervae.priors.prior import Prior
 from transfervae.progress import progress_bar
 from transfervae.saving import OWN
 from transfervae.shapes import check_positive, check_seed, parse_image_size
 from transfervae.training._announce import choose_auto_backbone, describe_backbone_of, describe_images
 from transfervae.training._caching import build_cache, keep_features, open_cache
 from transfervae.training._checkpoint_io import SafetensorsIO
+from transfervae.training._checks import check_given, check_samples, checked_folder
 from transfervae.training._choose_execution import choose_run_execution
 from transfervae.training._config import (
     MODEL_KEYS,
@@ -59,8 +67,8 @@ from transfervae.training.options import AUTO, OFF, DataOptions, EngineOptions, 
 from transfervae.training.recipes import read_recipe
 
 EXAMPLES = 8
-MAX_NAME = 255
-"""Bytes of a name that file systems take."""
+JUDGED = ("rmse", "chroma", "active_units")
+"""Metrics that verdicts are made from, beside the run's own."""
 
 MEAN_IMAGE_SAMPLE = 10_000
 """Largest number of training images in the mean image."""
@@ -83,6 +91,7 @@ class TrainResult:
         best: The row of the best epoch; its metrics are those of the saved model, computed once more from the images,
             in full precision.
         mean_image_rmse: Held-out RMSE of predicting the mean training image; NaN on processes other than the first.
+        verdicts: What is wrong with the model, in plain sentences; mostly empty.
         folder: The run's folder.
     """
 
@@ -90,6 +99,7 @@ class TrainResult:
     rows: list[dict[str, float]]
     best: dict[str, float]
     mean_image_rmse: float
+    verdicts: list[str]
     folder: Path
 
 
@@ -184,9 +194,9 @@ def train(
     """
     check_positive(epochs=epochs, patience=1 if patience is None else patience)
     check_seed(seed)
-    _check_given(callbacks, loggers, transform, monitor)
+    check_given(callbacks, loggers, transform, monitor)
     console = console or Console(quiet=True)
-    folder = RunFolder(_checked_folder(out))
+    folder = RunFolder(checked_folder(out))
     if resume:
         folder.check_resumable()
     elif is_first_process():
@@ -220,7 +230,7 @@ def train(
         loggers=describe_loggers(loggers),
         **groups,
     )
-    _check_samples(built)
+    check_samples(built)
     if resume:
         config.check_same(began, folder.root)
         if folder.last.exists():
@@ -354,58 +364,8 @@ def _carry_out(run: _Run, *, resume: bool) -> TrainResult:
         source = images if cache is None else images.with_cache(cache)
         run_interruptibly(trainer, lambda: trainer.fit(module, datamodule=source, ckpt_path=checkpoint))
         if not is_first_process():
-            return TrainResult(vae, recorder.rows, recorder.best, float("nan"), folder.root)
+            return TrainResult(vae, recorder.rows, recorder.best, float("nan"), [], folder.root)
         return _finalize(run, recorder, trainer.strategy.root_device)
-
-
-def _checked_folder(out: str | os.PathLike[str]) -> Path:
-    """The run's folder, if files can be written to it under that name.
-
-    Raises:
-        InvalidOptionError: If it has no name, or one that some of the libraries that write to it cannot use.
-    """
-    name = os.fspath(out)
-    if not name or "\0" in name or name.encode(errors="ignore").decode() != name:
-        raise InvalidOptionError(f"out must be the name of a folder, in Unicode, got {name!r}.")
-    if any(len(os.fsencode(part)) > MAX_NAME for part in Path(name).parts):
-        raise InvalidOptionError(f"out has a part that is longer than {MAX_NAME} bytes: {name[:40]!r}….")
-    return Path(name)
-
-
-def _check_given(callbacks: object, loggers: object, transform: object, monitor: object) -> None:
-    if not isinstance(callbacks, Sequence) or not all(isinstance(entry, pl.Callback) for entry in callbacks):
-        raise InvalidOptionError(f"callbacks must be a list of Lightning callbacks, got {callbacks!r}.")
-    if not isinstance(loggers, Sequence) or isinstance(loggers, str):
-        raise InvalidOptionError(f"loggers must be a list of loggers, got {loggers!r}; write [{loggers!r}].")
-    if transform is not None and not callable(transform):
-        raise InvalidOptionError(f"transform must be a function of an image, got {transform!r}.")
-    if not isinstance(monitor, str):
-        raise InvalidOptionError(f"monitor must be the name of a figure, got {monitor!r}.")
-
-
-def _check_samples(vae: TransferVAE) -> None:
-    """Draw from the prior once, so that one that cannot is refused before a run rather than after it.
-
-    Raises:
-        InvalidOptionError: If the prior gives no latents, or the decoder no images in [0, 1].
-    """
-    kind = type(vae.prior).__name__
-    with evaluation_mode(vae), torch.no_grad():
-        try:
-            latents = cast(Prior, vae.prior).sample(2, generator=torch.Generator(vae.device).manual_seed(0))
-        except (AttributeError, TypeError, RuntimeError, ValueError) as error:
-            raise InvalidOptionError(f"The prior {kind} gives no samples: {error}") from error
-        expected = (2, *vae.latent_shape)
-        if not isinstance(latents, Tensor) or tuple(latents.shape) != expected:
-            given = list(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
-            raise InvalidOptionError(f"The prior {kind} must give latents {list(expected)}, got {given}.")
-        images = vae.decoder(torch.zeros_like(latents))
-        kind = type(vae.decoder).__name__
-        if not isinstance(images, Tensor) or tuple(images.shape) != (2, 3, *vae.image_size):
-            answer: object = list(images.shape) if isinstance(images, Tensor) else type(images).__name__
-            raise InvalidOptionError(f"The decoder {kind} must give images {[2, 3, *vae.image_size]}, got {answer}.")
-        if not 0 <= images.min() <= images.max() <= 1:
-            raise InvalidOptionError(f"The decoder {kind} must give images in [0, 1]; end it with a sigmoid.")
 
 
 def _model_arguments(given: AnySpec, defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -513,19 +473,34 @@ def _finalize(run: _Run, recorder: RunRecorder, device: torch.device) -> TrainRe
     """Pictures and figures of the model as it was saved: from images, in full precision."""
     folder, images = run.folder, run.images
     best = TransferVAE.from_pretrained(folder.model, backbone=run.vae.backbone.cpu(), **run.own_parts())
-    figures = evaluate(best.to(device), images.batches(images.val), metrics=run.metrics)
+    own: dict[str, Metric] = {str(name): metric for name, metric in run.metrics.items()}
+    added = {name: METRICS.build(name) for name in JUDGED if name not in own}
+    values = compute_metrics(best.to(device), images.batches(images.val), metrics=make_metrics({**own, **added}))
+    figures = {name: values[name] for name in own}
     write_reconstructions(folder.reconstructions, best.cpu(), images.examples(EXAMPLES))
     write_samples(folder.samples, best, seed=run.config.seed)
     batches = max(1, MEAN_IMAGE_SAMPLE // run.config.dataset.batch_size)
-    baseline = mean_image_rmse(islice(images.batches(images.training), batches), images.batches(images.val))
+    mean = mean_image(islice(images.batches(images.training), batches))
+    baseline = baseline_of(mean, images.batches(images.val))
+    evidence = Evidence(
+        figures=values,
+        baseline=baseline._asdict(),
+        latent_size=math.prod(best.latent_shape),
+        is_gaussian="logvar" in best.encode(images.examples(1)).moments(),
+        has_pretrained_backbone=best.backbone.provenance.weights is not None,
+        rows=recorder.rows,
+        monitor=run.monitor.name if run.monitor.mode == "min" else "val/loss",
+    )
+    verdicts = judge(evidence)
     row = {**recorder.best, **{f"val/{name}": value for name, value in figures.items()}}
     result = {
         "epoch": row["epoch"],
         "monitor": run.monitor.name,
         "metrics": figures,
-        "mean_image_rmse": baseline,
+        "mean_image_rmse": baseline.rmse,
+        "verdicts": verdicts,
         "latent_size": math.prod(best.latent_shape),
         "images_per_second": row["images_per_second"],
     }
     write_json(folder.result, result)
-    return TrainResult(best, recorder.rows, row, baseline, folder.root)
+    return TrainResult(best, recorder.rows, row, baseline.rmse, verdicts, folder.root)

@@ -2,23 +2,41 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
 from transfervae.errors import InvalidOptionError
 from transfervae.losses import rmse
-from transfervae.metrics.latents import ActiveUnits, MeanKL
-from transfervae.metrics.reconstruction import PSNR, RMSE, SSIM
+from transfervae.metrics.color import ChromaError, chroma_error
+from transfervae.metrics.features import FeatureDistance, KernelDistance
+from transfervae.metrics.latents import ActiveUnits, Information, MeanKL, Rate
+from transfervae.metrics.reconstruction import L1, PSNR, RMSE, SSIM
 from transfervae.model import TransferVAE
 from transfervae.options import PartTable, Spec
 
-METRICS = PartTable("metric", {"rmse": RMSE, "psnr": PSNR, "ssim": SSIM, "kl": MeanKL, "active_units": ActiveUnits})
+METRICS = PartTable(
+    "metric",
+    {
+        "rmse": RMSE,
+        "psnr": PSNR,
+        "ssim": SSIM,
+        "kl": MeanKL,
+        "active_units": ActiveUnits,
+        "l1": L1,
+        "chroma": ChromaError,
+        "rate": Rate,
+        "information": Information,
+        "fd": FeatureDistance,
+        "kd": KernelDistance,
+    },
+)
 """Metrics by name: torchmetrics whose `update` takes the model's output and the images."""
 
-DEFAULT_METRICS = tuple(METRICS)
+DEFAULT_METRICS = ("rmse", "psnr", "ssim", "kl", "active_units")
 
 AnyMetric: TypeAlias = str | Spec | Mapping[str, Any] | Metric
 
@@ -54,7 +72,7 @@ def make_metrics(metrics: Sequence[AnyMetric] | Mapping[str, Metric] = DEFAULT_M
 
 
 @torch.no_grad()
-def evaluate(
+def compute_metrics(
     vae: TransferVAE, batches: Iterable[Tensor], *, metrics: Sequence[AnyMetric] | MetricCollection = DEFAULT_METRICS
 ) -> dict[str, float]:
     """The figures of a model over images in this process, from its posteriors' modes, without autocast.
@@ -65,7 +83,7 @@ def evaluate(
         metrics: Names, or metrics of your own, as in `make_metrics`.
 
     Returns:
-        One value a metric.
+        One value per metric.
 
     Raises:
         UnknownNameError: For a name that is not in `METRICS`.
@@ -82,23 +100,43 @@ def evaluate(
     return {name: float(value) for name, value in collection.compute().items()}
 
 
-def mean_image_rmse(training: Iterable[Tensor], val: Iterable[Tensor]) -> float:
-    """RMSE of predicting the mean training image for every held-out image: what a model has to beat.
+def mean_image(batches: Iterable[Tensor]) -> Float[Tensor, "3 h w"]:
+    """The mean of images.
 
     Args:
-        training: Batches of images, `[b, 3, h, w]` in [0, 1].
-        val: Batches of images, `[b, 3, h, w]` in [0, 1].
-
-    Returns:
-        Mean over the held-out images, in [0, 1].
+        batches: Batches of images, `[b, 3, h, w]` in [0, 1].
     """
     total, count = torch.zeros(()), 0
-    for images in training:
+    for images in batches:
         total = total + images.double().sum(dim=0)
         count += len(images)
-    mean = (total / count).float()
-    errors = torch.cat([rmse(mean.expand_as(images), images) for images in val])
-    return errors.mean().item()
+    return (total / count).float()
+
+
+class Baseline(NamedTuple):
+    """Errors of predicting one image for all: what a model has to beat.
+
+    Attributes:
+        rmse: Mean over images of each one's RMSE, in [0, 1].
+        chroma: Mean over images of each one's error of colour, as `ChromaError`.
+    """
+
+    rmse: float
+    chroma: float
+
+
+def baseline_of(mean: Float[Tensor, "3 h w"], batches: Iterable[Tensor]) -> Baseline:
+    """Errors of predicting a mean image for every image.
+
+    Args:
+        mean: From `mean_image`, of training images.
+        batches: Batches of images, `[b, 3, h, w]` in [0, 1].
+    """
+    errors: list[tuple[Tensor, Tensor]] = []
+    for images in batches:
+        same = mean.expand_as(images)
+        errors.append((rmse(same, images), chroma_error(same, images)))
+    return Baseline(*(torch.cat(values).mean().item() for values in zip(*errors, strict=True)))
 
 
 def _alone() -> bool:

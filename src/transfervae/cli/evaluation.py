@@ -1,0 +1,134 @@
+"""The command that measures a model: evaluate."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from transfervae.cli.app import app, say, screen
+from transfervae.cli.arguments import Device, SkipBad, Weights
+from transfervae.cli.images import load
+from transfervae.data import SelectedImages, ToyFaces, open_dataset
+from transfervae.errors import InvalidOptionError
+from transfervae.progress import progress_bar
+
+COMPARED = "Measured alike"
+
+
+@app.command()
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="A run's folder, or a model's; with --compare a report.")],
+    data: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Image files, or folders of them; of a run, those that it held out if none are given."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the report; evaluation in the model's folder if none.")
+    ] = None,
+    metrics: Annotated[str | None, typer.Option(help="What to measure, with commas.")] = None,
+    extractor: Annotated[
+        str | None, typer.Option(help="Also distances of features (fd, kd), by this backbone: packaged, timm:NAME, …")
+    ] = None,
+    parts: Annotated[bool, typer.Option("--parts", help="Errors by part of the face; for drawn faces.")] = False,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Put reports (report.json) side by side, if they were measured alike.")
+    ] = False,
+    batch_size: Annotated[int, typer.Option(help="Images computed at once.")] = 32,
+    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    skip_bad: SkipBad = False,
+    weights: Weights = None,
+    device: Device = "cpu",
+) -> None:
+    """Measure a model on images, and write a report: JSON, one HTML page that opens offline, and its pictures.
+
+    Example: transfervae evaluate runs/faces    or: transfervae evaluate runs/faces other-photos --extractor packaged
+    """
+    if compare:
+        _compare([model, *(data or [])])
+        return
+    from transfervae.evaluation import REPORTED, write_report
+    from transfervae.evaluation import evaluate as measure
+
+    vae = load(model, weights, device)
+    images, rows = _open(model, data, vae.image_size, skip_bad=skip_bad)
+    wanted: list[Any] = list(REPORTED if metrics is None else [name.strip() for name in metrics.split(",")])
+    if extractor is not None:
+        wanted += [{"name": name, "extractor": extractor} for name in ("fd", "kd")]
+    with progress_bar(screen, "evaluating") as progress:
+        report = measure(
+            vae,
+            images,
+            metrics=wanted,
+            masks=_masks_of(images) if parts else None,
+            rows=rows,
+            batch_size=batch_size,
+            seed=seed,
+            progress=progress,
+        )
+    folder = out or model / "evaluation"
+    write_report(folder, report, vae, images)
+    _print(report)
+    say(f"{folder / 'report.html'}  pictures, errors and the protocol")
+    say(f"{folder / 'report.json'}  to compare: transfervae evaluate --compare A/report.json B/report.json")
+
+
+def _open(
+    model: Path, data: list[Path] | None, size: tuple[int, int], *, skip_bad: bool
+) -> tuple[Any, list[dict[str, float]]]:
+    """The images, and the figures of the model's run by epoch, if it has one."""
+    from transfervae.training.held_out import held_out_images, history_of
+
+    if data:
+        paths: Any = data[0] if len(data) == 1 else data
+        return open_dataset(paths, size, skip_bad=skip_bad), history_of(model)
+    if not (model / "model").is_dir():
+        raise InvalidOptionError(
+            f"{str(model)!r} is no run, which would have held images out; name images to measure on."
+        )
+    return held_out_images(model), history_of(model)
+
+
+def _masks_of(images: Any) -> Any:
+    source, indices = (images.source, images.indices) if isinstance(images, SelectedImages) else (images, None)
+    if not isinstance(source, ToyFaces) or indices is None:
+        raise InvalidOptionError(
+            "--parts needs drawn faces, whose parts are known; for images of your own, give evaluate(..., masks=) in"
+            " Python."
+        )
+    return lambda place: source.face(indices[place]).masks
+
+
+def _print(report: Any) -> None:
+    from transfervae.evaluation.sheet import figure_rows
+
+    table = Table(title=f"{report.protocol['images']} images", title_justify="left")
+    table.add_column("figure")
+    table.add_column("value", justify="right")
+    for row in figure_rows(report.figures):
+        table.add_row(*row)
+    table.add_row("RMSE of the mean image", f"{report.baseline['rmse']:.4g}")
+    screen.print(table)
+    if report.parts:
+        shown = Table("part", "RMSE", "contrast", "removed", "95 %", title="Errors by part", title_justify="left")
+        for name, part in sorted(report.parts.items(), key=lambda entry: -entry[1].removed):
+            interval = f"{part.low:.2f} to {part.high:.2f}"
+            shown.add_row(name, f"{part.rmse:.4f}", f"{part.contrast:.4f}", f"{part.removed:.2f}", interval)
+        screen.print(shown)
+    for verdict in report.verdicts:
+        screen.print(f"[yellow]{escape(verdict)}[/]", highlight=False)
+
+
+def _compare(paths: list[Path]) -> None:
+    from transfervae.evaluation import Report, compare_reports
+    from transfervae.evaluation.sheet import NAMES
+
+    files = [path / "evaluation" / "report.json" if path.is_dir() else path for path in paths]
+    if len(files) < 2:
+        raise InvalidOptionError("--compare needs two reports or more.")
+    reports = {str(path): Report.read(path) for path in files}
+    table = Table("figure", *reports, title=COMPARED, title_justify="left")
+    for figure, values in compare_reports(reports).items():
+        table.add_row(NAMES.get(figure, figure), *(f"{values[name]:.4g}" if name in values else "" for name in reports))
+    screen.print(table)

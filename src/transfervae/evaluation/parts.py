@@ -1,0 +1,90 @@
+"""Errors by part of the image, such as eyes and hair, from masks."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from transfervae.errors import ShapeError
+from transfervae.evaluation.report import PartFigures
+from transfervae.shapes import Images
+
+DRAWS = 1000
+"""Bootstrap samples of the images."""
+
+INTERVAL = (2.5, 97.5)
+
+Masks = Mapping[str, Bool[Tensor, "h w"]]
+
+
+class PartErrors:
+    """Sums squared errors within masks, image by image."""
+
+    def __init__(self, mean: Float[Tensor, "3 h w"]) -> None:
+        """Start empty.
+
+        Args:
+            mean: The mean image, whose error is what a model has to remove.
+        """
+        self._mean = mean
+        self._sums: dict[str, list[tuple[float, float, float]]] = {}
+
+    def update(self, masks: Masks, image: Float[Tensor, "3 h w"], reconstruction: Float[Tensor, "3 h w"]) -> None:
+        """Add one image.
+
+        Raises:
+            ShapeError: If a mask has another size than the image.
+        """
+        own = (reconstruction - image).double().square().mean(dim=0)
+        baseline = (self._mean - image).double().square().mean(dim=0)
+        for name, mask in masks.items():
+            if mask.shape != own.shape:
+                raise ShapeError(f"The mask {name!r} must be {list(own.shape)}, got {list(mask.shape)}.")
+            inside = mask.bool()
+            entry = (float(inside.sum()), float(own[inside].sum()), float(baseline[inside].sum()))
+            self._sums.setdefault(name, []).append(entry)
+
+    def compute(self) -> dict[str, PartFigures]:
+        """The parts' figures; parts that are in no image are left out."""
+        generator = np.random.default_rng(0)
+        total = sum(entry[0] for entries in self._sums.values() for entry in entries)
+        figures = {}
+        for name, entries in self._sums.items():
+            sums = np.array(entries)
+            pixels, own, baseline = sums.sum(axis=0)
+            if not pixels or not baseline:
+                continue
+            draws = sums[generator.integers(len(sums), size=(DRAWS, len(sums)))].sum(axis=1)
+            removed = 1 - draws[:, 1] / np.maximum(draws[:, 2], 1e-12)
+            low, high = np.percentile(removed, INTERVAL)
+            figures[name] = PartFigures(
+                float(pixels / total),
+                float((own / pixels) ** 0.5),
+                float((baseline / pixels) ** 0.5),
+                float(1 - own / baseline),
+                float(low),
+                float(high),
+            )
+        return figures
+
+
+def radial_energy(images: Images) -> Float[Tensor, " f"]:
+    """Energy of images by spatial frequency: the power spectrum summed over rings of whole frequencies.
+
+    Args:
+        images: `[b, 3, h, w]`.
+
+    Returns:
+        Sum over images, channels and each ring, from frequency 0 to half the shorter side, in float64.
+    """
+    height, width = images.shape[-2:]
+    power = torch.fft.fft2(images.double(), norm="ortho").abs().square().sum(dim=(0, 1))
+    rows = torch.fft.fftfreq(height, device=images.device).abs() * min(height, width)
+    columns = torch.fft.fftfreq(width, device=images.device).abs() * min(height, width)
+    ring = (rows[:, None].square() + columns.square()).sqrt().round().long()
+    count = min(height, width) // 2 + 1
+    inside = ring < count
+    energy: Tensor = power.new_zeros(count).index_add(0, ring[inside], power[inside])
+    return energy

@@ -1,0 +1,177 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import transfervae as tv
+from tests.runs import Small
+from tests.samples import make_vae
+from transfervae.data import SelectedImages
+from transfervae.errors import (
+    CheckpointError,
+    FeatureValueError,
+    InvalidOptionError,
+    RunFolderError,
+    ShapeError,
+    UnknownNameError,
+)
+from transfervae.evaluation import Report, compare_reports, write_report
+from transfervae.evaluation.parts import PartErrors, radial_energy
+from transfervae.losses import rmse
+from transfervae.training.held_out import held_out_images, history_of
+
+FACES = tv.ToyFaces(11, 32, dtype=torch.uint8)
+QUICK = ("rmse", "kl")
+
+
+@pytest.fixture(scope="module")
+def report() -> Report:
+    return tv.evaluate(make_vae("resnet").eval(), FACES, batch_size=4)
+
+
+def all_images() -> Tensor:
+    return torch.stack([FACES[index] for index in range(len(FACES))]).float() / 255
+
+
+def test_figures_are_those_of_all_images_at_once(report: Report) -> None:
+    vae, images = make_vae("resnet").eval(), all_images()
+    with torch.no_grad():
+        errors = rmse(vae.reconstruct(images), images)
+    assert report.figures["rmse"] == pytest.approx(errors.mean().item(), rel=1e-5)
+    assert [entry.rmse for entry in report.images] == pytest.approx(errors.tolist(), rel=1e-5)
+    assert report.figures["draw_rmse"] > 0
+    mean = images.mean(dim=0).expand_as(images)
+    assert report.baseline["rmse"] == pytest.approx(rmse(mean, images).mean().item(), rel=1e-5)
+    assert np.mean(report.error_map) == pytest.approx(report.figures["l1"], rel=1e-4)
+
+
+def test_batches_make_no_difference_and_the_same_is_repeated(report: Report) -> None:
+    again = tv.evaluate(make_vae("resnet").eval(), FACES, batch_size=4)
+    assert again == report
+    other = tv.evaluate(make_vae("resnet").eval(), FACES, batch_size=11)
+    for name in ("rmse", "psnr", "ssim", "kl", "chroma", "information"):
+        assert other.figures[name] == pytest.approx(report.figures[name], rel=1e-4)
+
+
+def test_the_model_keeps_its_mode() -> None:
+    vae = make_vae("resnet").train()
+    tv.evaluate(vae, FACES, metrics=QUICK)
+    assert vae.training
+    assert vae.decoder.training
+
+
+def test_the_protocol_names_images_by_their_content(report: Report) -> None:
+    same = tv.evaluate(make_vae("resnet"), all_images().mul(255).round().byte(), metrics=QUICK)
+    assert same.protocol["images_sha256"] == report.protocol["images_sha256"]
+    other = tv.evaluate(make_vae("resnet"), tv.ToyFaces(11, 32, seed=1, dtype=torch.uint8), metrics=QUICK)
+    assert other.protocol["images_sha256"] != report.protocol["images_sha256"]
+    assert compare_reports({"a": report, "b": same})["rmse"].keys() == {"a", "b"}
+    with pytest.raises(InvalidOptionError, match="a and b cannot be compared: images_sha256 is"):
+        compare_reports({"a": report, "b": other})
+
+
+def test_an_extractor_is_part_of_the_protocol() -> None:
+    def measured(node: int) -> Report:
+        metric = {"name": "fd", "extractor": "timm:test_resnet", "weights": None, "node": node}
+        return tv.evaluate(make_vae("resnet"), FACES, metrics=[metric])
+
+    one, other = measured(0), measured(1)
+    assert one.protocol["extractors"] != other.protocol["extractors"]
+    with pytest.raises(InvalidOptionError, match="extractors is"):
+        compare_reports({"one": one, "other": other})
+
+
+def test_reports_are_written_and_read(report: Report, tmp_path: Path) -> None:
+    vae = make_vae("resnet")
+    write_report(tmp_path, report, vae, FACES)
+    assert Report.read(tmp_path / "report.json").figures == report.figures
+    assert Report.read(tmp_path / "report.json").images == report.images
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<img") == 6
+    assert "http" not in page.replace("http://www.w3.org", "")
+    for name in ("best", "median", "worst", "errors", "error_map", "frequencies"):
+        assert (tmp_path / f"{name}.png").stat().st_size > 500
+
+
+@pytest.mark.parametrize(
+    "text", ["{}", "[]", '{"schema": 2}', '{"schema": 1}', '{"schema": 1, "images": 3, "parts": {}}']
+)
+def test_files_that_are_no_reports_are_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "report.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"report\.json"):
+        Report.read(tmp_path / "report.json")
+
+
+def test_errors_by_part_are_those_of_their_pixels() -> None:
+    generator = torch.Generator().manual_seed(0)
+    images, reconstructions = torch.rand(2, 6, 3, 8, 8, generator=generator)
+    masks = torch.rand(6, 8, 8, generator=generator) < 0.3
+    mean = images.mean(dim=0)
+    errors = PartErrors(mean)
+    for image, reconstruction, mask in zip(images, reconstructions, masks, strict=True):
+        errors.update({"part": mask, "rest": ~mask, "nowhere": torch.zeros(8, 8) > 0}, image, reconstruction)
+    figures = errors.compute()
+    assert figures.keys() == {"part", "rest"}
+    inside = masks[:, None].expand_as(images)
+    own = (reconstructions - images).square()[inside].mean().sqrt().item()
+    contrast = (mean - images).square()[inside].mean().sqrt().item()
+    assert figures["part"].rmse == pytest.approx(own, rel=1e-5)
+    assert figures["part"].contrast == pytest.approx(contrast, rel=1e-5)
+    assert figures["part"].removed == pytest.approx(1 - (own / contrast) ** 2, rel=1e-4)
+    assert figures["part"].low <= figures["part"].removed <= figures["part"].high
+    assert figures["part"].pixels + figures["rest"].pixels == pytest.approx(1)
+
+
+@pytest.mark.usefixtures("without_shape_checks")
+def test_a_perfect_part_has_all_of_its_error_removed() -> None:
+    image = torch.rand(3, 8, 8)
+    errors = PartErrors(torch.zeros(3, 8, 8))
+    errors.update({"all": torch.ones(8, 8) > 0}, image, image)
+    assert errors.compute()["all"].removed == 1
+    with pytest.raises(ShapeError, match="mask 'small'"):
+        errors.update({"small": torch.ones(4, 4) > 0}, image, image)
+
+
+def test_energy_by_frequency_is_that_of_a_wave() -> None:
+    wave = torch.cos(2 * torch.pi * 3 * torch.arange(16) / 16).expand(1, 3, 16, 16)
+    energy = radial_energy(wave)
+    assert energy.argmax() == 3
+    assert energy[3] == pytest.approx(wave.square().sum().item(), rel=1e-6)
+
+
+def test_what_is_not_finite_is_an_error() -> None:
+    vae = make_vae("resnet")
+    with torch.no_grad():
+        next(vae.decoder.parameters()).fill_(float("nan"))
+    with pytest.raises(FeatureValueError, match="not finite"):
+        tv.evaluate(vae, FACES, metrics=QUICK)
+
+
+def test_wrong_names_are_answered() -> None:
+    with pytest.raises(UnknownNameError, match="Did you mean 'psnr'"):
+        tv.evaluate(make_vae("resnet"), FACES, metrics=["psrn"])
+    with pytest.raises(UnknownNameError, match="Did you mean 'packaged'"):
+        tv.evaluate(make_vae("resnet"), FACES, metrics=[{"name": "fd", "extractor": "pakaged"}])
+
+
+def test_a_run_s_held_out_images_are_found_again(tmp_path: Path) -> None:
+    small = Small(faces=20, epochs=1)
+    small.train(tmp_path / "run")
+    images = held_out_images(tmp_path / "run")
+    names = (tmp_path / "run" / "val_images.txt").read_text().split("\n")[:-1]
+    assert [images.name_of(index) for index in range(len(images))] == names
+    assert len(history_of(tmp_path / "run")) == 1
+    expected = small.images()
+    assert isinstance(images, SelectedImages)
+    assert images.indices == expected.val
+    assert torch.equal(images[0], expected.dataset[expected.val[0]])
+
+
+def test_a_run_on_images_of_ones_own_asks_for_them(tmp_path: Path) -> None:
+    data: Any = torch.randint(0, 256, (12, 3, 32, 32), dtype=torch.uint8)
+    Small(data=data, epochs=1).train(tmp_path / "run")
+    with pytest.raises(RunFolderError, match="data set of your own"):
+        held_out_images(tmp_path / "run")
