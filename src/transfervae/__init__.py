@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from transfervae import evaluation, inference, interop, metrics, pictures, training
     from transfervae.evaluation import evaluate
     from transfervae.metrics import METRICS
-    from transfervae.training import TrainResult, train
+    from transfervae.training import TrainResult, compare, train
 
 __version__ = "0.1.0"
 
@@ -61,6 +61,7 @@ __all__ = [
     "VAEOutput",
     "WeightedTerm",
     "build_vae",
+    "compare",
     "create_backbone",
     "data",
     "describe_backbone",
@@ -85,7 +86,13 @@ __all__ = [
     "vit_decoder",
 ]
 
-_HEAVY = {"METRICS": "metrics", "evaluate": "evaluation", "TrainResult": "training", "train": "training"}
+_HEAVY = {
+    "METRICS": "metrics",
+    "evaluate": "evaluation",
+    "TrainResult": "training",
+    "compare": "training",
+    "train": "training",
+}
 """Names whose modules import Lightning or torchmetrics: they are imported when they are first asked for."""
 
 

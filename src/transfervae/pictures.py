@@ -134,6 +134,29 @@ def write_history(path: str | os.PathLike[str], rows: Sequence[Mapping[str, floa
     _write_figure(path, figure)
 
 
+def write_quality(path: str | os.PathLike[str], points: Mapping[str, tuple[float, tuple[float, float]]]) -> None:
+    """Write models' errors against the seconds that they took as a PNG.
+
+    Args:
+        path: The file.
+        points: By name: seconds, and RMSE with its standard deviation.
+
+    Raises:
+        MissingExtraError: If matplotlib is not installed.
+        FileWriteError: If the file cannot be written.
+    """
+    figure = _figure(6.4, 4.2)
+    axes = figure.subplots()
+    for name, (seconds, (error, spread)) in points.items():
+        axes.errorbar(seconds, error, yerr=spread, fmt="o", capsize=3, label=name)
+    axes.set_xlabel("seconds of training")
+    axes.set_ylabel("held-out RMSE")
+    axes.set_xlim(left=0)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize=8)
+    _write_figure(path, figure)
+
+
 def write_architecture(path: str | os.PathLike[str], vae: TransferVAE) -> None:
     """Draw a model with its shapes and parameter counts, frozen and trainable parts told apart, as a PNG.
 

@@ -1,4 +1,4 @@
-"""The command that measures a model: evaluate."""
+"""Commands that measure models: evaluate, and compare."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -7,8 +7,9 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from transfervae.cli.app import app, say, screen
+from transfervae.cli.app import INTERRUPTED, app, say, screen
 from transfervae.cli.arguments import Device, SkipBad, Weights
+from transfervae.cli.declared import read_file
 from transfervae.cli.images import load
 from transfervae.data import SelectedImages, ToyFaces, open_dataset
 from transfervae.errors import InvalidOptionError
@@ -32,7 +33,7 @@ def evaluate(
         str | None, typer.Option(help="Also distances of features (fd, kd), by this backbone: packaged, timm:NAME, …")
     ] = None,
     parts: Annotated[bool, typer.Option("--parts", help="Errors by part of the face; for drawn faces.")] = False,
-    compare: Annotated[
+    compare_reports: Annotated[
         bool, typer.Option("--compare", help="Put reports (report.json) side by side, if they were measured alike.")
     ] = False,
     batch_size: Annotated[int, typer.Option(help="Images computed at once.")] = 32,
@@ -45,7 +46,7 @@ def evaluate(
 
     Example: transfervae evaluate runs/faces    or: transfervae evaluate runs/faces other-photos --extractor packaged
     """
-    if compare:
+    if compare_reports:
         _compare([model, *(data or [])])
         return
     from transfervae.evaluation import REPORTED, write_report
@@ -72,6 +73,109 @@ def evaluate(
     _print(report)
     say(f"{folder / 'report.html'}  pictures, errors and the protocol")
     say(f"{folder / 'report.json'}  to compare: transfervae evaluate --compare A/report.json B/report.json")
+
+
+@app.command()
+def compare(
+    data: Annotated[
+        list[Path] | None, typer.Argument(help="Folders of images; drawn faces if left out.", show_default=False)
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of runs, tables and pictures.")] = Path("comparison"),
+    backbone: Annotated[
+        list[str] | None,
+        typer.Option(help="A backbone, with @ and nodes if not its default: packaged@1,2,3. Give it again for more."),
+    ] = None,
+    recipe: Annotated[list[str] | None, typer.Option(help="A recipe; give it again for more.")] = None,
+    head: Annotated[list[str] | None, typer.Option(help="A head; give it again for more.")] = None,
+    seeds: Annotated[int, typer.Option(help="How many seeds each is trained with.")] = 1,
+    epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 5,
+    image_size: Annotated[str, typer.Option(help="Height and width of the images, 128 or 96x128.")] = "64",
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file with further options of train, for all.", show_default=False)
+    ] = None,
+    metrics: Annotated[str | None, typer.Option(help="What to measure, with commas.")] = None,
+    parts: Annotated[bool, typer.Option("--parts", help="Errors by part of the face; for drawn faces.")] = False,
+) -> None:
+    """Train several models on the same images, and put their figures side by side.
+
+    One that was interrupted goes on when the same command is given again.
+
+    Example: transfervae compare photos --backbone packaged@1 --backbone packaged@1,2,3 --seeds 3
+    """
+    from itertools import product
+
+    from transfervae import training
+    from transfervae.evaluation import REPORTED
+
+    common = {} if config is None else read_file(config)
+    model = {name: common.pop(name) for name in ("head", "decoder", "prior") if name in common}
+    for name in ("backbone", "recipe", "image_size", "epochs", "seed", "data"):
+        common.pop(name, None)
+    configurations: dict[str, Any] = {}
+    heads: list[str | None] = [*head] if head else [None]
+    for spelled, which, head_name in product(backbone or ["packaged"], recipe or ["seed"], heads):
+        words = [spelled, *([which] if recipe else []), *([head_name] if head_name else [])]
+        name = "+".join(words).replace("timm:", "")
+        configurations[name] = {
+            **common,
+            "recipe": which,
+            "epochs": epochs,
+            "model": {
+                **model,
+                **({} if head_name is None else {"head": head_name}),
+                "backbone": _parse_backbone(spelled),
+                "image_size": image_size,
+            },
+        }
+    paths: Any = data[0] if data and len(data) == 1 else data
+    try:
+        result = training.compare(
+            configurations,
+            paths,
+            out=out,
+            seeds=seeds,
+            metrics=REPORTED if metrics is None else [name.strip() for name in metrics.split(",")],
+            parts=parts,
+            console=screen,
+        )
+    except KeyboardInterrupt:
+        say("To go on where it stopped, give the same command again.")
+        raise typer.Exit(INTERRUPTED) from None
+    _print_comparison(result)
+
+
+def _parse_backbone(spelled: str) -> dict[str, Any]:
+    """Read a name, or a name and nodes: packaged@1,2,3."""
+    name, at, nodes = spelled.partition("@")
+    if not at:
+        return {"name": name}
+    parsed = [int(node) if node.lstrip("-").isdecimal() else node for node in nodes.split(",")]
+    return {"name": name, "node": parsed[0] if len(parsed) == 1 else parsed}
+
+
+def _print_comparison(result: Any) -> None:
+    from transfervae.evaluation.sheet import NAMES
+
+    summary = result.summary()
+    table = Table(
+        "figure", *summary, title="Held-out images, mean ± standard deviation over seeds", title_justify="left"
+    )
+    for figure in dict.fromkeys(figure for figures in summary.values() for figure in figures):
+        cells = []
+        for figures in summary.values():
+            mean, std = figures.get(figure, (float("nan"), 0.0))
+            cells.append(f"{mean:.4g}" + (f" ± {std:.2g}" if std else ""))
+        table.add_row(NAMES.get(figure, figure), *cells)
+    screen.print(table)
+    say(f"Shared features saved {result.saved_seconds:.0f} s.")
+    for name, what in (
+        ("sheet.png", "the same held-out images through all models"),
+        ("quality.png", "error against seconds"),
+        ("comparison.csv", "this table"),
+        ("comparison.json", "every figure, with the configurations"),
+        ("runs", "each run, with its report"),
+    ):
+        screen.print(f"{escape(str(result.folder / name))}  [dim]{what}[/]", soft_wrap=True, highlight=False)
 
 
 def _open(

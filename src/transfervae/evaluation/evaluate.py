@@ -18,7 +18,7 @@ from transfervae.evaluation.report import ImageFigures, Report
 from transfervae.evaluation.verdicts import Evidence, judge
 from transfervae.losses import rmse
 from transfervae.metrics import AnyMetric, baseline_of, make_metrics, mean_image
-from transfervae.metrics.features import PooledFeatures
+from transfervae.metrics.features import FeatureDistance, PooledFeatures
 from transfervae.model import TransferVAE, evaluation_mode
 from transfervae.shapes import Images, check_positive, check_seed, unit_images
 
@@ -131,7 +131,7 @@ def evaluate(
         figures=figures,
         baseline=baseline._asdict(),
         protocol=_protocol(vae, images, digest.hexdigest(), list(collection.values()), seed),
-        verdicts=judge(evidence),
+        verdicts=[*judge(evidence), *_remarks(list(collection.values()), len(images))],
         images=entries,
         classes=_by_class(entries),
         parts=errors.compute(),
@@ -170,15 +170,31 @@ def _by_class(entries: Sequence[ImageFigures]) -> dict[str, float]:
     return {label: sum(errors) / len(errors) for label, errors in sorted(by_class.items())}
 
 
+def _remarks(metrics: Sequence[Metric], count: int) -> list[str]:
+    """What is to be known of single figures."""
+    widths = [
+        part.num_features for metric in metrics if isinstance(metric, FeatureDistance) for part in _pooled(metric)
+    ]
+    return [
+        f"The Frechet distance is from {count} images, fewer than its {width} features: it is too high, and only"
+        " comparable at the same number of images. The kernel distance (kd) is not biased."
+        for width in widths
+        if count < width
+    ]
+
+
+def _pooled(metric: Metric) -> list[PooledFeatures]:
+    return [part for part in metric.modules() if isinstance(part, PooledFeatures)]
+
+
 def _protocol(
     vae: TransferVAE, images: ImageDataset, digest: str, metrics: Sequence[Metric], seed: int
 ) -> dict[str, Any]:
     extractors = {}
     for metric in metrics:
-        for part in metric.modules():
-            if isinstance(part, PooledFeatures):
-                source = part.backbone.provenance
-                extractors[f"{source.name} at {source.place}"] = part.backbone.fingerprint
+        for part in _pooled(metric):
+            source = part.backbone.provenance
+            extractors[f"{source.name} at {source.place}"] = part.backbone.fingerprint
     return {
         "image_size": list(vae.image_size),
         "resize": "shorter side, Pillow's bicubic, then the centre; data sets' tensors as they are",

@@ -7,7 +7,9 @@ from transfervae.errors import MissingExtraError
 if find_spec("pytorch_lightning") is None:
     raise MissingExtraError("Training", "train")
 
+from transfervae.training.comparison import Comparison, Row, compare
 from transfervae.training.engine import is_first_process
+from transfervae.training.held_out import held_out_images, history_of
 from transfervae.training.loggers import LOGGERS
 from transfervae.training.module import VAEModule
 from transfervae.training.options import DataOptions, EngineOptions, OptimizerOptions
@@ -17,12 +19,17 @@ from transfervae.training.run import TrainResult, cache_features, train
 __all__ = [
     "LOGGERS",
     "RECIPES",
+    "Comparison",
     "DataOptions",
     "EngineOptions",
     "OptimizerOptions",
+    "Row",
     "TrainResult",
     "VAEModule",
     "cache_features",
+    "compare",
+    "held_out_images",
+    "history_of",
     "is_first_process",
     "read_recipe",
     "train",

@@ -1,0 +1,101 @@
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.integration.command import TINY, assert_one_line_error, assert_succeeds, run
+from transfervae.data import ToyFaces
+from transfervae.pictures import write_grid
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "run"
+    assert_succeeds(run("train", *TINY, "--epochs", "1", "--out", out))
+    return out
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photographs")
+    faces = ToyFaces(12, 32)
+    for index in range(12):
+        write_grid(folder / f"class{index % 2}" / f"{index}.png", [faces[index][None]])
+    return folder
+
+
+def test_a_run_is_measured_on_what_it_held_out(trained: Path) -> None:
+    screen = assert_succeeds(run("evaluate", trained, "--parts"))
+    for words in ("RMSE of the mean image", "Errors by part", "eyes", "report.html", "5 images"):
+        assert words in screen
+    report = json.loads((trained / "evaluation" / "report.json").read_text())
+    result = json.loads((trained / "result.json").read_text())
+    for name in ("rmse", "psnr", "ssim", "kl"):
+        assert report["figures"][name] == pytest.approx(result["metrics"][name], rel=1e-4)
+    with Image.open(trained / "evaluation" / "parts.png") as picture:
+        picture.load()
+
+
+def test_photographs_are_measured_with_their_classes_and_an_extractor(
+    trained: Path, photographs: Path, tmp_path: Path
+) -> None:
+    screen = assert_succeeds(run("evaluate", trained, photographs, "--extractor", "packaged", "--out", tmp_path / "a"))
+    assert "Frechet distance of features" in screen
+    assert "from 12 images, fewer than its 1280 features" in " ".join(screen.split())
+    report = json.loads((tmp_path / "a" / "report.json").read_text())
+    assert report["classes"].keys() == {"class0", "class1"}
+    assert len(report["images"]) == 12
+
+
+def test_reports_are_compared_if_they_were_measured_alike(trained: Path, photographs: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        assert_succeeds(run("evaluate", trained, photographs, "--metrics", "rmse,psnr", "--out", tmp_path / name))
+    reports = [tmp_path / name / "report.json" for name in ("a", "b")]
+    assert "PSNR (dB)" in assert_succeeds(run("evaluate", "--compare", *reports))
+    assert_succeeds(run("evaluate", trained, "--metrics", "rmse", "--out", tmp_path / "c"))
+    process = run("evaluate", "--compare", reports[0], tmp_path / "c" / "report.json")
+    assert_one_line_error(process, "cannot be compared", "images is 12 and 5")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--metrics", "psrn"), ("Did you mean 'psnr'",)),
+        (("--extractor", "pakaged"), ("Did you mean 'packaged'",)),
+        (("nowhere",), ("nowhere",)),
+        (("--batch-size", "0"), ("batch_size",)),
+    ],
+)
+def test_wrong_options_are_answered_in_one_line(
+    arguments: tuple[str, ...], words: tuple[str, ...], trained: Path
+) -> None:
+    assert_one_line_error(run("evaluate", trained, *arguments), *words)
+
+
+def test_parts_need_drawn_faces(trained: Path, photographs: Path) -> None:
+    assert_one_line_error(run("evaluate", trained, photographs, "--parts"), "--parts needs drawn faces")
+
+
+def test_a_model_without_a_run_needs_images(trained: Path) -> None:
+    assert_one_line_error(run("evaluate", trained / "model"), "name images to measure on")
+
+
+def test_changed_held_out_images_are_refused(photographs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert_succeeds(run("train", photographs, *TINY, "--epochs", "1", "--out", out))
+    assert_succeeds(run("evaluate", out, "--metrics", "rmse"))
+    (photographs / "class0" / "0.png").rename(photographs / "class0" / "renamed.png")
+    assert_one_line_error(run("evaluate", out), "not those that the run")
+
+
+def test_models_are_compared(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(
+        "decoder: {name: resize, width: 16}\ndataset: {faces: 24, batch_size: 8, workers: 0}\n"
+        "engine: {accelerator: cpu, precision: 32-true, memory_format: contiguous}\n"
+    )
+    options = ("--config", tmp_path / "c.yaml", "--image-size", "32", "--epochs", "1", "--out", tmp_path / "out")
+    screen = assert_succeeds(run("compare", "--backbone", "packaged@1", "--backbone", "packaged@1,2", *options))
+    for words in ("packaged@1,2", "RMSE", "seconds", "Shared features saved", "sheet.png"):
+        assert words in screen
+    assert_one_line_error(run("compare", "--backbone", "pakaged", *options), "Did you mean 'packaged'")

@@ -1,0 +1,102 @@
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import transfervae as tv
+from tests.runs import Small
+from transfervae.errors import InvalidOptionError, UnknownNameError
+from transfervae.evaluation import Report
+from transfervae.training import Comparison
+
+SMALL = Small(faces=24)
+
+
+def configuration(node: int, **changes: Any) -> dict[str, Any]:
+    small = Small(faces=24, node=node)
+    engine = {name: value for name, value in small.engine.items() if name != "cache"}
+    return {"model": small.model, "dataset": small.dataset, "engine": engine, "epochs": 1, **changes}
+
+
+CONFIGURATIONS = {"one": configuration(1), "longer": configuration(1, epochs=2), "two": configuration(2)}
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
+    out = tmp_path_factory.mktemp("comparison")
+    wrong = {"one": CONFIGURATIONS["one"], "wrong": configuration(1, objective="rmsee,kl")}
+    with pytest.raises(UnknownNameError, match="rmsee"):  # what was done before goes on
+        tv.compare(wrong, out=out, metrics=("rmse", "psnr"), parts=True)
+    return tv.compare(CONFIGURATIONS, out=out, seeds=2, metrics=("rmse", "psnr"), parts=True)
+
+
+def test_every_configuration_is_trained_with_every_seed(comparison: Comparison) -> None:
+    assert [(row.name, row.seed) for row in comparison.rows] == [
+        (name, seed) for seed in (0, 1) for name in CONFIGURATIONS
+    ]
+    for row in comparison.rows:
+        folder = comparison.folder / "runs" / f"{row.name}-{row.seed}"
+        report = Report.read(folder / "evaluation" / "report.json")
+        assert report.figures["rmse"] == row.figures["rmse"]
+        assert "removed_eyes" in row.figures
+        assert row.seconds > 0
+        held_out = (folder / "val_images.txt").read_text().split()
+        assert len(held_out) == 2 * len(report.images)  # "item 7"
+
+
+def test_the_same_images_are_held_out_for_all_models_of_a_seed(comparison: Comparison) -> None:
+    for seed in (0, 1):
+        hashes = {
+            Report.read(comparison.folder / "runs" / f"{name}-{seed}" / "evaluation" / "report.json").protocol[
+                "images_sha256"
+            ]
+            for name in CONFIGURATIONS
+        }
+        assert len(hashes) == 1
+
+
+def test_features_are_computed_once_for_those_that_share_them(comparison: Comparison) -> None:
+    caches = [path for path in (comparison.folder / "features").iterdir() if path.is_dir()]
+    assert len(caches) == 2
+    assert comparison.saved_seconds > 0
+    one, longer = (row for row in comparison.rows[:2])
+    assert one.feature_seconds == longer.feature_seconds
+    assert one.cache_bytes == longer.cache_bytes > 0
+
+
+def test_tables_and_pictures_are_written(comparison: Comparison) -> None:
+    summary = comparison.summary()
+    values = [row.figures["rmse"] for row in comparison.rows if row.name == "one"]
+    assert summary["one"]["rmse"][0] == pytest.approx(sum(values) / 2)
+    written = json.loads((comparison.folder / "comparison.json").read_text())
+    assert written["summary"]["two"]["psnr"]["mean"] == summary["two"]["psnr"][0]
+    with (comparison.folder / "comparison.csv").open() as file:
+        assert [row["configuration"] for row in csv.DictReader(file)] == list(CONFIGURATIONS)
+    for name in ("sheet.png", "quality.png"):
+        assert (comparison.folder / name).stat().st_size > 1000
+
+
+def test_what_is_done_is_not_done_again(comparison: Comparison) -> None:
+    before = {path: path.stat().st_mtime_ns for path in comparison.folder.rglob("*.safetensors")}
+    again = tv.compare(CONFIGURATIONS, out=comparison.folder, seeds=2, metrics=("rmse", "psnr"), parts=True)
+    assert again.rows == comparison.rows
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+@pytest.mark.parametrize(
+    ("configurations", "words"),
+    [
+        ({}, "at least one"),
+        ({"a/b": configuration(1)}, "cannot be named"),
+        (
+            {"a": configuration(1), "b": {**configuration(1), "model": {**SMALL.model, "image_size": 48}}},
+            "one image size",
+        ),
+        ({"a": {"epochs": 1}}, "model's arguments"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(configurations: dict[str, Any], words: str, tmp_path: Path) -> None:
+    with pytest.raises(InvalidOptionError, match=words):
+        tv.compare(configurations, out=tmp_path)
