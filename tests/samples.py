@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import transfervae as tv
-from transfervae.files import read_tensors, write_json, write_tensors
+from transfervae.files import digest_tensors, read_json, read_tensors, write_json, write_tensors
 
 
 class Kind(NamedTuple):
@@ -77,3 +77,10 @@ def save_config(folder: Path, config: Mapping[str, Any]) -> None:
     write_json(folder / "config.json", config)
     weights = folder / "model.safetensors"
     write_tensors(weights, read_tensors(weights).tensors, plain=json.dumps(config, sort_keys=True))
+
+
+def save_state(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors into a model's folder as if the model had been saved with them."""
+    config = {**read_json(folder / "config.json"), "tensors": digest_tensors(tensors)}
+    write_json(folder / "config.json", config)
+    write_tensors(folder / "model.safetensors", tensors, plain=json.dumps(config, sort_keys=True))

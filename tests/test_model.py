@@ -15,7 +15,7 @@ from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
 import transfervae as tv
-from tests.samples import KINDS, make_backbone, make_vae, random_images, save_config, shared_backbone
+from tests.samples import KINDS, make_backbone, make_vae, random_images, save_config, save_state, shared_backbone
 from tests.strategies import SEEDS
 from transfervae.errors import (
     CheckpointError,
@@ -28,7 +28,7 @@ from transfervae.errors import (
     UnknownOptionError,
     WeightsUnavailableError,
 )
-from transfervae.files import read_tensors, write_tensors
+from transfervae.files import read_tensors
 from transfervae.heads import HEADS
 from transfervae.shapes import check_image_tensor
 
@@ -413,9 +413,7 @@ def test_missing_and_wrong_tensors_are_named(saved: Path, tmp_path: Path) -> Non
     folder = copy_of(saved, tmp_path)
     vae = tv.build_vae(shared_backbone("vgg19"), image_size=32, latent_dim=6, decoder=tv.Spec("resize", width=16))
     vae.save_pretrained(tmp_path / "other")
-    weights = folder / "model.safetensors"
-    plain = read_tensors(weights).plain
-    write_tensors(weights, read_tensors(tmp_path / "other" / "model.safetensors").tensors, plain=plain)
+    save_state(folder, read_tensors(tmp_path / "other" / "model.safetensors").tensors)
     with pytest.raises(CheckpointError, match="5 differ, first "):
         tv.TransferVAE.from_pretrained(folder, backbone=shared_backbone("vgg19"))
 

@@ -143,7 +143,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], *, plain: str = "")
     """
     stored = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     # One entry only: safetensors writes several in random order, and the same tensors should give the same bytes.
-    metadata = {FORMAT_KEY: f"{FORMAT} {_digest(stored, plain)} {plain}"}
+    metadata = {FORMAT_KEY: f"{FORMAT} {digest_tensors(stored, plain)} {plain}"}
     write_atomically(path, safetensors.torch.save(stored, metadata))
 
 
@@ -165,12 +165,12 @@ def read_tensors(path: Path) -> StoredTensors:
     if version != str(FORMAT):
         raise CheckpointError(f"{str(path)!r} was not written by this version of transfervae.")
     digest, _, plain = rest.partition(" ")
-    if _digest(tensors, plain) != digest:
+    if digest_tensors(tensors, plain) != digest:
         raise CheckpointError(f"{str(path)!r} is damaged: its checksum is another than when it was written.")
     return StoredTensors(tensors, plain)
 
 
-def _digest(tensors: Mapping[str, Tensor], plain: str) -> str:
+def digest_tensors(tensors: Mapping[str, Tensor], plain: str = "") -> str:
     """SHA-256 over names, types, shapes and values of tensors, and a text, in hexadecimal."""
     digest = hashlib.sha256(plain.encode(errors="surrogatepass"))
     for name, tensor in sorted(tensors.items()):

@@ -324,7 +324,7 @@ class TransferVAE(nn.Module):
         """Load what `trainable_state` gave, all or nothing.
 
         Raises:
-            CheckpointError: If names, shapes or kinds of numbers do not fit, or a value is NaN.
+            CheckpointError: If names, shapes or kinds of numbers do not fit, or a value is not finite.
         """
         own = self.trainable_state()
         misfits = sorted(own.keys() ^ state.keys())
@@ -334,9 +334,10 @@ class TransferVAE(nn.Module):
                 f"The weights do not fit the model; {len(misfits)} differ, first {', '.join(misfits[:3])}."
             )
         for name, value in own.items():
-            if state[name].is_floating_point() != value.is_floating_point() or state[name].isnan().any():
+            cast = state[name].to(value.dtype) if state[name].is_floating_point() else state[name]
+            if state[name].is_floating_point() != value.is_floating_point() or not cast.isfinite().all():
                 kind = str(state[name].dtype).removeprefix("torch.")
-                raise CheckpointError(f"The weights do not fit the model: {name} is {kind}, or holds NaN.")
+                raise CheckpointError(f"The weights do not fit the model: {name} is {kind}, or not finite.")
         with torch.no_grad():
             for name, value in own.items():
                 value.copy_(state[name])

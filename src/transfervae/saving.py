@@ -24,6 +24,7 @@ from transfervae.files import (
     FORMAT,
     FORMAT_KEY,
     WEIGHTS_FILE,
+    digest_tensors,
     read_json,
     read_tensors,
     write_json,
@@ -99,13 +100,14 @@ def save_model(vae: Saveable, folder: str | os.PathLike[str]) -> None:
     }
     if vae.scaling is not None:
         config["scaling"] = vae.scaling.config
-    spoiled = [name for name, value in tensors.items() if value.isnan().any()]
+    spoiled = [name for name, value in tensors.items() if not value.isfinite().all()]
     if spoiled:
-        raise CheckpointError(f"{spoiled[0]} holds NaN; a model with such weights gives no images.")
+        raise CheckpointError(f"{spoiled[0]} is not finite; a model with such weights gives no images.")
     # The tensors' file holds the configuration too, and the rename of the configuration is the moment at which the new
     # model takes the place of an old one: a process that is killed before or after it leaves one of the two, whole.
     new = path / NEW_WEIGHTS_FILE
-    config = {FORMAT_KEY: FORMAT, **config}
+    # Its digest of the tensors tells saves of equal parts apart.
+    config = {FORMAT_KEY: FORMAT, **config, "tensors": digest_tensors(tensors)}
     _finish_earlier_save(path)
     write_tensors(new, tensors, plain=_as_text(config))
     write_json(path / CONFIG_FILE, config)
@@ -220,7 +222,7 @@ def _read_weights(folder: Path, config: Mapping[str, Any]) -> dict[str, Tensor]:
             stored = read_tensors(folder / NEW_WEIGHTS_FILE)
     if stored is None or stored.plain != wanted:
         stored = read_tensors(folder / WEIGHTS_FILE)
-    if stored.plain != wanted:
+    if stored.plain != wanted or config.get("tensors") != digest_tensors(stored.tensors):
         raise CheckpointError(
             f"{CONFIG_FILE} in {str(folder)!r} is not the one that was saved with {WEIGHTS_FILE}: it was edited,"
             " damaged, or copied from another model."

@@ -3,6 +3,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
@@ -11,16 +12,20 @@ from tests.runs import Small
 from tests.samples import make_vae
 from transfervae.data import SelectedImages
 from transfervae.errors import (
+    CacheMismatchError,
     CheckpointError,
     FeatureValueError,
     InvalidOptionError,
     RunFolderError,
     ShapeError,
+    TransferVAEError,
     UnknownNameError,
 )
 from transfervae.evaluation import Report, compare_reports, write_report
 from transfervae.evaluation.parts import PartErrors, radial_energy
+from transfervae.files import read_json, write_json
 from transfervae.losses import rmse
+from transfervae.pictures import write_grid
 from transfervae.training.held_out import held_out_images, history_of
 
 FACES = tv.ToyFaces(11, 32, dtype=torch.uint8)
@@ -175,3 +180,99 @@ def test_a_run_on_images_of_ones_own_asks_for_them(tmp_path: Path) -> None:
     Small(data=data, epochs=1).train(tmp_path / "run")
     with pytest.raises(RunFolderError, match="data set of your own"):
         held_out_images(tmp_path / "run")
+
+
+def copy_of_a_run(tmp_path: Path) -> tuple[Path, Path]:
+    """A run on photographs of its own, and their folder."""
+    photographs = tmp_path / "photographs"
+    for index in range(12):
+        write_grid(photographs / f"{index:02d}.png", [all_images()[index % 11][None] * (index + 1) / 12])
+    Small(data=photographs, epochs=1).train(tmp_path / "run")
+    return tmp_path / "run", photographs
+
+
+def test_held_out_images_that_changed_are_noticed(tmp_path: Path) -> None:
+    run, photographs = copy_of_a_run(tmp_path)
+    held_out_images(run)
+    name = (run / "val_images.txt").read_text().split("\n")[0]
+    write_grid(photographs / name, [torch.zeros(1, 3, 32, 32)])
+    with pytest.raises(RunFolderError, match="have changed since"):
+        held_out_images(run)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"seed": 5}, "names others"),
+        ({"seed": "a"}, "edited or damaged"),
+        ({"image_size": 3.5}, "edited or damaged"),
+        ({"dataset": {"val": 0.5}}, "names others|held out"),
+        ({"dataset": {"val": "a"}}, "edited or damaged"),
+        ({"dataset": {"val": -3}}, "edited or damaged"),
+    ],
+)
+def test_an_edited_run_does_not_give_other_images(change: dict[str, Any], words: str, tmp_path: Path) -> None:
+    run, _ = copy_of_a_run(tmp_path)
+    config = read_json(run / "config.json")
+    merged = {name: {**config[name], **v} if isinstance(v, dict) else v for name, v in change.items()}
+    write_json(run / "config.json", config | merged)
+    with pytest.raises(TransferVAEError, match=words):
+        held_out_images(run)
+
+
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_a_report_replaces_nothing_of_the_user_s(kind: str, report: Report, tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "out").mkdir()
+    best = tmp_path / "out" / "best.png"
+    best.symlink_to(tmp_path / "mine") if kind == "link" else best.write_text("mine")
+    with pytest.raises(RunFolderError, match="no report has left there"):
+        write_report(tmp_path / "out", report, make_vae("resnet"), FACES)
+    assert best.read_text() == "mine"
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["best.png"]
+
+
+def test_a_report_replaces_an_earlier_one(report: Report, tmp_path: Path) -> None:
+    write_report(tmp_path, report, make_vae("resnet"), FACES)
+    write_report(tmp_path, report, make_vae("resnet"), FACES)
+    with pytest.raises(InvalidOptionError, match="other images"):
+        write_report(tmp_path, report, make_vae("resnet"), tv.ToyFaces(5, 32, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("labels", [[0, 1, -1], [0.0, 1.5, 1.0], ["a", "b", "c"]])
+def test_labels_that_are_no_places_of_classes_are_none(labels: list[Any]) -> None:
+    class Labelled:
+        targets = labels
+
+        def __len__(self) -> int:
+            return 3
+
+        def __getitem__(self, index: int) -> Tensor:
+            return FACES[index]
+
+    assert tv.evaluate(make_vae("resnet"), Labelled(), metrics=QUICK).classes == {}
+
+
+@pytest.mark.parametrize(
+    "change", [{"figures": [1]}, {"figures": {"rmse": "abc"}}, {"figures": {"rmse": "nan"}}, {"protocol": None}]
+)
+def test_edited_reports_are_refused(change: dict[str, Any], report: Report, tmp_path: Path) -> None:
+    report.write(tmp_path / "report.json")
+    write_json(tmp_path / "report.json", read_json(tmp_path / "report.json") | change)
+    with pytest.raises(CheckpointError, match=r"report\.json"):
+        Report.read(tmp_path / "report.json")
+
+
+def test_rows_without_the_monitored_figure_are_no_evidence() -> None:
+    assert tv.evaluate(make_vae("resnet"), FACES, metrics=QUICK, rows=[{"epoch": 1.0}]).verdicts is not None
+
+
+def test_a_backbone_that_changes_in_a_cached_run_is_noticed(tmp_path: Path) -> None:
+    class Change(pl.Callback):
+        def on_train_epoch_start(self, trainer: pl.Trainer, module: Any) -> None:
+            if trainer.current_epoch == 1:
+                for parameter in module.vae.backbone.parameters():
+                    parameter.data.mul_(1.5)
+
+    with pytest.raises(CacheMismatchError):
+        Small(faces=20, epochs=3).train(tmp_path, callbacks=[Change()])

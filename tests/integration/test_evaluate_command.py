@@ -42,7 +42,7 @@ def test_photographs_are_measured_with_their_classes_and_an_extractor(
 ) -> None:
     screen = assert_succeeds(run("evaluate", trained, photographs, "--extractor", "packaged", "--out", tmp_path / "a"))
     assert "Frechet distance of features" in screen
-    assert "from 12 images, fewer than its 1280 features" in " ".join(screen.split())
+    assert "from 12 images, fewer than its" in " ".join(screen.split())
     report = json.loads((tmp_path / "a" / "report.json").read_text())
     assert report["classes"].keys() == {"class0", "class1"}
     assert len(report["images"]) == 12

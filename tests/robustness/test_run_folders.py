@@ -169,6 +169,11 @@ def test_a_flipped_bit_in_a_checkpoint_is_noticed(run: Path) -> None:
         {"epoch": "x", "global_step": None, "loops": None},
         {"callbacks": {"RunRecorder": {"rows": "x"}}},
         {"callbacks": {"RunRecorder": {}}},
+        {"callbacks": {"RunRecorder": {"rows": [{"epoch": 1, "val/loss": 1.0}, {"val/loss": 2.0}]}}},
+        {"callbacks": {"RunRecorder": {"rows": [{"epoch": 1, "val/loss": "a"}]}}},
+        {"callbacks": {"RunRecorder": {"rows": [{"epoch": 1, "val/loss": float("nan")}]}}},
+        {"callbacks": {"RunRecorder": {"rows": [{"epoch": 1, "val/loss": 1.0}, {"epoch": 1, "val/loss": 1.0}]}}},
+        {"callbacks": {"RunRecorder": {"rows": [["val/loss"]]}}},
     ],
     ids=str,
 )

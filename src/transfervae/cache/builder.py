@@ -272,6 +272,8 @@ class CacheBuilder:
         begun = Manifest.read(self.folder)
         begun.check_same(manifest, self.folder)
         check_items(begun, self._dataset, self.folder)
+        if self._owner is not None and begun.owner != self._owner:
+            raise CacheError(f"The feature cache in {str(self.folder)!r} was not built by this run.")
         return replace(manifest, rows_per_shard=begun.rows_per_shard, owner=begun.owner)
 
     def _missing(self) -> list[int]:

@@ -267,6 +267,8 @@ def _incomplete_message(folder: Path, manifest: Manifest) -> str:
 
 
 def _is_held(folder: Path) -> bool:
+    if not (folder / LOCK_FILE).is_file():
+        return False
     with suppress(OSError):
         lock = FileLock(folder / LOCK_FILE, blocking=False)
         try:

@@ -24,7 +24,12 @@ app = typer.Typer(
 
 def say(text: str, console: Console = screen) -> None:
     """Print a line that may hold a path: nothing in it is markup, and it is not wrapped."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    console.print(readable(text), markup=False, highlight=False, soft_wrap=True)
+
+
+def readable(text: object) -> str:
+    """Text that any terminal takes: bytes of a path that are no Unicode are shown as they are."""
+    return str(text).encode(errors="backslashreplace").decode()
 
 
 def _print_version(asked: bool) -> None:

@@ -7,12 +7,12 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from transfervae.cli.app import INTERRUPTED, app, say, screen
+from transfervae.cli.app import INTERRUPTED, app, readable, say, screen
 from transfervae.cli.arguments import Device, SkipBad, Weights
 from transfervae.cli.declared import read_file
 from transfervae.cli.images import load
 from transfervae.data import SelectedImages, ToyFaces, open_dataset
-from transfervae.errors import InvalidOptionError
+from transfervae.errors import InvalidOptionError, RunFolderError
 from transfervae.progress import progress_bar
 
 COMPARED = "Measured alike"
@@ -51,7 +51,12 @@ def evaluate(
         return
     from transfervae.evaluation import REPORTED, write_report
     from transfervae.evaluation import evaluate as measure
+    from transfervae.evaluation.sheet import check_report_folder
 
+    folder = out or model / "evaluation"
+    if out is None and folder.is_symlink():
+        raise InvalidOptionError(f"{str(folder)!r} is a link; say with --out where the report goes.")
+    check_report_folder(folder)
     vae = load(model, weights, device)
     images, rows = _open(model, data, vae.image_size, skip_bad=skip_bad)
     wanted: list[Any] = list(REPORTED if metrics is None else [name.strip() for name in metrics.split(",")])
@@ -68,7 +73,6 @@ def evaluate(
             seed=seed,
             progress=progress,
         )
-    folder = out or model / "evaluation"
     write_report(folder, report, vae, images)
     _print(report)
     say(f"{folder / 'report.html'}  pictures, errors and the protocol")
@@ -175,7 +179,7 @@ def _print_comparison(result: Any) -> None:
         ("comparison.json", "every figure, with the configurations"),
         ("runs", "each run, with its report"),
     ):
-        screen.print(f"{escape(str(result.folder / name))}  [dim]{what}[/]", soft_wrap=True, highlight=False)
+        screen.print(f"{escape(readable(result.folder / name))}  [dim]{what}[/]", soft_wrap=True, highlight=False)
 
 
 def _open(
@@ -185,13 +189,18 @@ def _open(
     from transfervae.training.held_out import held_out_images, history_of
 
     if data:
-        paths: Any = data[0] if len(data) == 1 else data
+        paths: Any = data[0] if len(data) == 1 and data[0].is_dir() else data
         return open_dataset(paths, size, skip_bad=skip_bad), history_of(model)
     if not (model / "model").is_dir():
         raise InvalidOptionError(
             f"{str(model)!r} is no run, which would have held images out; name images to measure on."
         )
-    return held_out_images(model), history_of(model)
+    images = held_out_images(model)
+    if images.image_size != size:
+        raise RunFolderError(
+            f"The run in {str(model)!r} has images of {images.image_size}, and the model in it is for {size}."
+        )
+    return images, history_of(model)
 
 
 def _masks_of(images: Any) -> Any:
@@ -232,7 +241,9 @@ def _compare(paths: list[Path]) -> None:
     if len(files) < 2:
         raise InvalidOptionError("--compare needs two reports or more.")
     reports = {str(path): Report.read(path) for path in files}
-    table = Table("figure", *reports, title=COMPARED, title_justify="left")
+    table = Table("figure", *map(escape, reports), title=COMPARED, title_justify="left")
     for figure, values in compare_reports(reports).items():
-        table.add_row(NAMES.get(figure, figure), *(f"{values[name]:.4g}" if name in values else "" for name in reports))
+        table.add_row(
+            escape(NAMES.get(figure, figure)), *(f"{values[name]:.4g}" if name in values else "" for name in reports)
+        )
     screen.print(table)

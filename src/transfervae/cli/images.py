@@ -7,7 +7,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from transfervae.cli.app import app, say, screen
+from transfervae.cli.app import app, readable, say, screen
 from transfervae.cli.arguments import Device, Model, SkipBad, Weights, check_suffix, parse_weights
 from transfervae.data import ImageFolder
 from transfervae.errors import InvalidOptionError
@@ -44,7 +44,7 @@ def reconstruct(
             write_grid(out / f"{number:04d}_{path.stem}.png", [image.unsqueeze(0)])
     table = Table("image", "RMSE")
     for path, error in zip(dataset.paths, rmse(*pairs).tolist(), strict=True):
-        table.add_row(escape(str(path)), f"{error:.4f}")
+        table.add_row(escape(readable(path)), f"{error:.4f}")
     screen.print(table)
     say(f"{_describe_cut(vae)}; written to {out}")
 

@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from transfervae.cache import DTYPES, FeatureCache
-from transfervae.cli.app import INTERRUPTED, app, say, screen
+from transfervae.cli.app import INTERRUPTED, app, readable, say, screen
 from transfervae.cli.declared import Section, Tree, add_command, complete, scan, spell_flag, spell_key
 from transfervae.cli.sections import IMAGE_SIZE, Choices, read_config_option, words
 from transfervae.errors import InvalidOptionError, RunFolderError
@@ -248,7 +248,7 @@ def _print_result(result: Any, out: Path) -> None:
         ("architecture.png", "the model"),
         ("model", "for TransferVAE.from_pretrained, and the other commands"),
     ):
-        screen.print(f"{escape(str(out / name))}  [dim]{what}[/]", soft_wrap=True, highlight=False)
+        screen.print(f"{escape(readable(out / name))}  [dim]{what}[/]", soft_wrap=True, highlight=False)
 
 
 def _figure(name: str, value: float, latent_size: int) -> tuple[str, str]:

@@ -179,14 +179,13 @@ class WrappedImages(ImageDataset):
         for name in ("targets", "labels"):
             values = getattr(self.source, name, None)
             if values is not None and len(values) == len(self):
-                return [int(value) for value in values]
+                return _whole_labels(values)
         for key in LABEL_KEYS:
             if key in _columns(self.source):
-                return [int(value) for value in self.source[key]]
+                return _whole_labels(self.source[key])
         if label_of(self.source[0]) is None:
             return None
-        labels = [label_of(self.source[index]) for index in range(len(self))]
-        return [label for label in labels if label is not None] if None not in labels else None
+        return _whole_labels([label_of(self.source[index]) for index in range(len(self))])
 
 
 class SelectedImages(ImageDataset):
@@ -336,6 +335,16 @@ def find_image(item: Any) -> Any:
             f" one; got {type(item).__name__}."
         )
     return item
+
+
+def _whole_labels(values: Sequence[Any]) -> list[int] | None:
+    """Labels as places of classes; None unless all are whole numbers from 0: -1 often means that there is no label."""
+    labels = []
+    for value in values:
+        if not isinstance(value, int | np.integer | Tensor) or value != int(value) or value < 0:
+            return None
+        labels.append(int(value))
+    return labels
 
 
 def label_of(item: Any) -> int | None:

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from torchmetrics import Metric
 
 from transfervae.data import ImageDataset, open_dataset
-from transfervae.errors import FeatureValueError
+from transfervae.errors import FeatureValueError, InvalidOptionError
 from transfervae.evaluation.parts import Masks, PartErrors, radial_energy
 from transfervae.evaluation.report import ImageFigures, Report
 from transfervae.evaluation.verdicts import Evidence, judge
@@ -81,6 +81,8 @@ def evaluate(
     """
     check_positive(batch_size=batch_size)
     check_seed(seed)
+    if masks is not None and not callable(masks):
+        raise InvalidOptionError("masks must be a function from an image's index to its masks by name.")
     images = open_dataset(data, vae.image_size)
     wanted = [metric for metric in metrics if metric != "ssim" or min(vae.image_size) >= SMALLEST_SSIM]
     collection = make_metrics(wanted).to(vae.device)
@@ -104,6 +106,7 @@ def evaluate(
             first = len(own_errors)
             own_errors += rmse(output.reconstruction, batch).tolist()
             draw = vae.decode(output.posterior.sample(generator=generator))
+            _check_finite(draw)
             draw_errors += rmse(draw, batch).tolist()
             difference = output.reconstruction - batch
             error_map += difference.abs().double().mean(dim=1).sum(dim=0).cpu()
@@ -116,6 +119,9 @@ def evaluate(
                 progress(len(own_errors), len(images))
     figures = {name: float(value) for name, value in collection.compute().items()}
     figures["draw_rmse"] = sum(draw_errors) / len(draw_errors)
+    unknown = [name for name, value in figures.items() if math.isnan(value)]
+    if unknown:
+        raise FeatureValueError(f"The figure {unknown[0]} is NaN: the model's weights are bad.")
     baseline = baseline_of(mean, _batches(images, batch_size))
     evidence = Evidence(
         figures={name: float(value) for name, value in judged.compute().items()},
@@ -155,6 +161,8 @@ def _check_finite(values: Tensor) -> None:
 
 def _entries(images: ImageDataset, errors: Sequence[float]) -> list[ImageFigures]:
     labels, classes = images.labels, images.classes
+    if labels is not None and classes is not None and max(labels) >= len(classes):
+        raise InvalidOptionError(f"A label is {max(labels)}, and there are {len(classes)} classes.")
     named = [None] * len(errors) if labels is None or classes is None else [classes[label] for label in labels]
     return [
         ImageFigures(images.name_of(index), error, label)

@@ -40,10 +40,11 @@ class PartErrors:
         own = (reconstruction - image).double().square().mean(dim=0)
         baseline = (self._mean - image).double().square().mean(dim=0)
         for name, mask in masks.items():
+            if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+                raise ShapeError(f"The mask {name!r} must be a tensor of truth values [h, w].")
             if mask.shape != own.shape:
                 raise ShapeError(f"The mask {name!r} must be {list(own.shape)}, got {list(mask.shape)}.")
-            inside = mask.bool()
-            entry = (float(inside.sum()), float(own[inside].sum()), float(baseline[inside].sum()))
+            entry = (float(mask.sum()), float(own[mask].sum()), float(baseline[mask].sum()))
             self._sums.setdefault(name, []).append(entry)
 
     def compute(self) -> dict[str, PartFigures]:

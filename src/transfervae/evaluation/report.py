@@ -1,6 +1,7 @@
 """What an evaluation found, as a value that is written to JSON, read back, and compared."""
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -19,6 +20,7 @@ SAME_PROTOCOL = (
     "images",
     "images_sha256",
     "latent",
+    "seed",
     "extractors",
     "torchmetrics",
 )
@@ -94,6 +96,7 @@ class Report:
         """
         values = asdict(self) | {
             "schema": SCHEMA,
+            "figures": {name: value if math.isfinite(value) else str(value) for name, value in self.figures.items()},
             "images": [entry._asdict() for entry in self.images],
             "parts": {name: part._asdict() for name, part in self.parts.items()},
         }
@@ -112,9 +115,14 @@ class Report:
         try:
             images = [ImageFigures(**entry) for entry in values.pop("images")]
             parts = {name: PartFigures(**part) for name, part in values.pop("parts").items()}
-            return Report(images=images, parts=parts, **values)
-        except (KeyError, TypeError, AttributeError) as error:
+            figures = {name: float(value) for name, value in values.pop("figures").items()}
+            report = Report(images=images, parts=parts, figures=figures, **values)
+            is_whole = isinstance(report.protocol, dict) and {"rmse", "chroma"} <= report.baseline.keys()
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise CheckpointError(f"{str(path)!r} holds no report: {error}") from error
+        if not is_whole or any(map(math.isnan, figures.values())):
+            raise CheckpointError(f"{str(path)!r} holds no report: its protocol or a figure is missing.")
+        return report
 
 
 def compare_reports(reports: Mapping[str, Report]) -> dict[str, dict[str, float]]:

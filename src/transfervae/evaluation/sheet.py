@@ -5,6 +5,7 @@ import html
 import io
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from transfervae.data import ImageDataset, open_dataset
-from transfervae.errors import MissingExtraError
+from transfervae.errors import CheckpointError, InvalidOptionError, MissingExtraError, RunFolderError
 from transfervae.evaluation.report import Report
 from transfervae.files import write_atomically
 from transfervae.model import TransferVAE, evaluation_mode
@@ -26,6 +27,14 @@ SHOWN = 8
 """Images in each row of examples."""
 
 CHOICES = ("best", "median", "worst")
+
+FILES = (
+    "report.json",
+    "report.html",
+    *(f"{choice}.png" for choice in CHOICES),
+    *("errors.png", "error_map.png", "frequencies.png", "parts.png"),
+)
+"""What a report's folder holds."""
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; color: #222 }
@@ -68,8 +77,13 @@ def write_report(folder: str | os.PathLike[str], report: Report, vae: TransferVA
         FileWriteError: If a file cannot be written.
     """
     out = Path(folder)
-    report.write(out / "report.json")
     images = open_dataset(data, vae.image_size, verify=False)
+    if len(images) != len(report.images) or any(
+        images.name_of(place) != entry.name for place, entry in enumerate(report.images)
+    ):
+        raise InvalidOptionError("The report is about other images than these.")
+    check_report_folder(out)
+    report.write(out / "report.json")
     names = []
     for choice, indices in choose_examples(report).items():
         names.append(f"{choice}.png")
@@ -78,11 +92,31 @@ def write_report(folder: str | os.PathLike[str], report: Report, vae: TransferVA
     plots["frequencies.png"] = _draw_frequencies(report)
     if report.parts:
         plots["parts.png"] = _draw_parts(report)
+    else:
+        (out / "parts.png").unlink(missing_ok=True)  # an earlier report's
     for name, figure in plots.items():
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png")
         write_atomically(out / name, buffer.getvalue())
-    write_atomically(out / "report.html", _page(report, out, names, list(plots)).encode())
+    write_atomically(out / "report.html", _page(report, out, names, list(plots)).encode(errors="backslashreplace"))
+
+
+def check_report_folder(folder: str | os.PathLike[str]) -> None:
+    """Make sure that a report replaces nothing but an earlier report.
+
+    Raises:
+        RunFolderError: If the folder holds files by the names that a report writes, and no report; or links by them.
+    """
+    out = Path(folder)
+    found = [name for name in FILES if os.path.lexists(out / name)]
+    with suppress(CheckpointError):
+        Report.read(out / "report.json")
+        found = [name for name in FILES if (out / name).is_symlink()]
+    if found:
+        raise RunFolderError(
+            f"{str(out)!r} holds {found[0]!r}, which no report has left there and this one would replace; choose"
+            " another folder."
+        )
 
 
 def choose_examples(report: Report) -> dict[str, list[int]]:

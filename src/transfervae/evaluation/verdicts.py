@@ -1,5 +1,6 @@
 """Plain sentences on what is wrong with a model, each with what to change."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -67,15 +68,21 @@ def _mostly_noise(evidence: Evidence) -> str | None:
     )
 
 
+def _monitored(evidence: Evidence) -> list[float]:
+    """The monitored figure by epoch; nothing if an epoch lacks it."""
+    values = [row.get(evidence.monitor, math.nan) for row in evidence.rows]
+    return values if all(map(math.isfinite, values)) else []
+
+
 def _still_improving(evidence: Evidence) -> str | None:
-    values = [row[evidence.monitor] for row in evidence.rows]
+    values = _monitored(evidence)
     if len(values) < 2 or values[-1] > min(values) or values[-2] - values[-1] < STILL_IMPROVING * abs(values[-2]):
         return None
     return f"Still improving at the last epoch: train longer (--resume --epochs {2 * len(values)})."
 
 
 def _overfitting(evidence: Evidence) -> str | None:
-    values = [row[evidence.monitor] for row in evidence.rows]
+    values = _monitored(evidence)
     training = [row.get(evidence.monitor.replace("val/", "train/"), float("nan")) for row in evidence.rows]
     if not values:
         return None

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from typing_extensions import override
 
+from transfervae.backbones import FrozenBackbone
 from transfervae.cache import CachedItem, FeatureCache, WindowSampler
 from transfervae.data import ImageDataset, JoinedImages
 from transfervae.errors import InvalidOptionError
@@ -105,6 +106,22 @@ class RunImages(pl.LightningDataModule):
     def val_names(self) -> list[str]:
         """Names of the held-out images: paths within a folder, or places in a data set."""
         return [self.dataset.name_of(index) for index in self.val]
+
+    def val_digest(self) -> str:
+        """SHA-256 of the held-out images' 8-bit values, in order, in hexadecimal."""
+        digest = hashlib.sha256()
+        for index in self.val:
+            digest.update(self.dataset[index].contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def check_cache(self, backbone: FrozenBackbone) -> None:
+        """Make sure that the features that are read are still those of the backbone.
+
+        Raises:
+            CacheMismatchError: If the backbone was changed since.
+        """
+        if self.cache is not None:
+            self.cache.check(backbone)
 
     def check_ranks(self, world_size: int) -> None:
         """Make sure that every process gets a held-out image.

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -41,6 +42,7 @@ class RunFolder:
         self.checkpoints = root / "checkpoints"
         self.features = root / "features"
         self.last = self.checkpoints / "last.safetensors"
+        self.best = self.checkpoints / "best.safetensors"
         self.pictures = root / "reconstructions"
         self.result = root / "result.json"
         self.metrics = root / "metrics.csv"
@@ -89,14 +91,10 @@ class RunFolder:
                 )
 
     def _check_foreign(self) -> None:
-        """Make sure that no file is replaced but those of a run that got nowhere, whose configuration names it."""
-        if self.config.is_file() and not self.config.is_symlink():
-            with suppress(CheckpointError):
-                if isinstance(read_json(self.config).get("run_id"), str):
-                    return
-        pictures = (self.history, self.reconstructions, self.samples, self.architecture)
-        files = (self.config, self.metrics, self.result, self.val_images, *pictures)
-        found = [path for path in files if os.path.lexists(path)]
+        """Make sure that only files are replaced that a run writes before its first epoch."""
+        written_at_once = (self.config, self.val_images, self.architecture)
+        files = (self.metrics, self.result, self.history, self.reconstructions, self.samples)
+        found = [path for path in (*files, *(() if self.begun_id() else written_at_once)) if os.path.lexists(path)]
         found += [
             path for path in (self.model, self.checkpoints, self.pictures) if path.is_dir() and any(path.iterdir())
         ]
@@ -105,6 +103,15 @@ class RunFolder:
                 f"{str(self.root)!r} holds {found[0].name!r}, which no run has left there and this one would replace;"
                 " choose another folder."
             )
+
+    def begun_id(self) -> str | None:
+        """The identity of a run that got nowhere in this folder, which is begun again; None if there is none."""
+        if not self.config.is_file() or self.config.is_symlink():
+            return None
+        with suppress(CheckpointError):
+            run_id = read_json(self.config).get("run_id")
+            return run_id if isinstance(run_id, str) else None
+        return None
 
     def check_resumable(self) -> None:
         """Make sure that there is a checkpoint to go on from, or that the run did not get past its first epoch.
@@ -115,7 +122,7 @@ class RunFolder:
         self.check_folders()
         if self.last.exists():
             return
-        rows = len(self.metrics.read_text().splitlines()) - 1 if self.metrics.exists() else 0
+        rows = len(self.metrics.read_bytes().splitlines()) - 1 if self.metrics.exists() else 0
         if self.result.exists() or rows > 1 or (self.model.exists() and not rows):
             raise RunFolderError(
                 f"{str(self.last)!r} is missing, so the run cannot be continued; to train anew, choose another folder."
@@ -242,9 +249,7 @@ class RunRecorder(pl.Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        rows = checkpoint["callbacks"][self.state_key]["rows"]
-        if not rows or not all(self._monitor.name in row for row in rows):
-            raise CheckpointError("The checkpoint's figures are not those that a run writes.")
+        check_rows(checkpoint["callbacks"][self.state_key]["rows"], self._monitor.name)
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -278,6 +283,7 @@ class RunRecorder(pl.Callback):
             self._write(module, int(row["epoch"]))
 
     def _write(self, module: VAEModule, epoch: int) -> None:
+        cast(Any, module.trainer).datamodule.check_cache(module.vae.backbone)
         write_atomically(self._folder.metrics, _as_csv(self.rows))
         write_history(self._folder.history, self.rows)
         with module.evaluated_weights():
@@ -289,6 +295,25 @@ class RunRecorder(pl.Callback):
             write_reconstructions(path, module.vae, self._examples)
         for logger in self._loggers:
             logger.log_picture("reconstructions", path, epoch)
+
+
+def check_rows(rows: Any, monitor: str) -> list[dict[str, float]]:
+    """Figures by epoch as a checkpoint holds them.
+
+    Raises:
+        CheckpointError: If they are not what a run writes: one mapping of the same numbers per epoch, counted from 1.
+    """
+    is_fine = (
+        isinstance(rows, list)
+        and bool(rows)
+        and all(isinstance(row, dict) and row.keys() == rows[0].keys() for row in rows)
+        and all(isinstance(value, int | float) for row in rows for value in row.values())
+        and all(math.isfinite(row.get(monitor, math.nan)) for row in rows)
+        and [row.get("epoch") for row in rows] == list(range(1, len(rows) + 1))
+    )
+    if not is_fine:
+        raise CheckpointError("The checkpoint's figures are not those that a run writes.")
+    return list(rows)
 
 
 def monitor_for(name: str, metrics: MetricCollection) -> Monitor:

@@ -7,10 +7,14 @@ from typing import Any
 import torch
 
 from transfervae.data import SelectedImages, ToyFaces, open_dataset
-from transfervae.errors import RunFolderError
+from transfervae.errors import CheckpointError, RunFolderError
+from transfervae.files import read_json
 from transfervae.saving import OWN
+from transfervae.shapes import check_seed, parse_image_size
+from transfervae.training._config import make_group
 from transfervae.training._images import RunImages
 from transfervae.training._run_folder import RunFolder
+from transfervae.training.options import DataOptions
 
 
 def held_out_images(run: str | os.PathLike[str]) -> SelectedImages:
@@ -31,18 +35,37 @@ def held_out_images(run: str | os.PathLike[str]) -> SelectedImages:
                 f"The run in {str(folder.root)!r} learnt from a data set of your own"
                 f" ({str(config[name]).removeprefix(OWN)}); give the images to evaluate on."
             )
-    size, reading = tuple(config["image_size"]), config["dataset"]
-    skip_bad = bool(reading.get("skip_bad"))
+    try:
+        size, seed = parse_image_size(config["image_size"]), int(config["seed"])
+        check_seed(seed)
+        reading = make_group(DataOptions, config["dataset"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{str(folder.config)!r} was edited or damaged: {error}") from error
 
     def opened(data: Any) -> Any:
         if data is None:
-            return ToyFaces(reading["faces"], size, seed=config["seed"], dtype=torch.uint8)
-        return open_dataset(data, size, skip_bad=skip_bad)
+            return ToyFaces(reading.faces, size, seed=seed, dtype=torch.uint8)
+        return open_dataset(data, size, skip_bad=reading.skip_bad)
 
-    val = reading["val"] if config.get("val_data") is None else opened(config["val_data"])
-    images = RunImages(opened(config.get("data")), val=val, batch_size=1, seed=config["seed"], workers=0)
+    val = reading.val if config.get("val_data") is None else opened(config["val_data"])
+    images = RunImages(opened(config.get("data")), val=val, batch_size=1, seed=seed, workers=0)
     folder.check_images(images.images_id)
+    _check_same(folder, images)
     return SelectedImages(images.dataset, images.val)
+
+
+def _check_same(folder: RunFolder, images: RunImages) -> None:
+    """Make sure that the images are those that the run held out, by their names and their content."""
+    names = folder.val_images.read_bytes() if folder.val_images.exists() else b""
+    if names != "".join(f"{name}\n" for name in images.val_names()).encode(errors="surrogateescape"):
+        raise RunFolderError(
+            f"The images are not those that the run in {str(folder.root)!r} held out: {folder.val_images.name} names"
+            " others."
+        )
+    if folder.result.exists() and read_json(folder.result).get("val_images_sha256") != images.val_digest():
+        raise RunFolderError(
+            f"The images that the run in {str(folder.root)!r} held out have changed since; name images to evaluate on."
+        )
 
 
 def history_of(run: str | os.PathLike[str]) -> list[dict[str, float]]:

@@ -14,11 +14,10 @@ from uuid import uuid4
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+from pytorch_lightning.callbacks import EarlyStopping
 from pytorch_lightning.loggers import Logger
 from rich.console import Console
 from torchmetrics import Metric, MetricCollection
-from typing_extensions import override
 
 from transfervae.build import AnySpec, build_vae, check_backbone
 from transfervae.cache import DTYPES, FeatureCache
@@ -45,6 +44,7 @@ from transfervae.shapes import check_positive, check_seed, parse_image_size
 from transfervae.training._announce import choose_auto_backbone, describe_backbone_of, describe_images
 from transfervae.training._caching import build_cache, keep_features, open_cache
 from transfervae.training._checkpoint_io import SafetensorsIO
+from transfervae.training._checkpoints import RunCheckpoints, restore_best_model
 from transfervae.training._checks import check_given, check_samples, checked_folder
 from transfervae.training._choose_execution import choose_run_execution
 from transfervae.training._config import (
@@ -247,7 +247,7 @@ def train(
     if getattr(built.prior, "is_scaled", False) and built.scaling is None:
         count = max(1, SCALING_SAMPLE // groups["dataset"].batch_size)
         built.fit_scaling(islice(images.batches(images.training), count))
-    run_id = str(began.get("run_id") or uuid4().hex)
+    run_id = str(began.get("run_id") or folder.begun_id() or uuid4().hex)
     run = _Run(built, chosen, made_metrics, which, images, config, folder, made_loggers, callbacks, console, run_id)
     return _carry_out(run, resume=resume)
 
@@ -323,7 +323,7 @@ def _carry_out(run: _Run, *, resume: bool) -> TrainResult:
     recorder = RunRecorder(folder, examples, epochs=run.config.epochs, monitor=run.monitor, loggers=run.loggers)
     with ExitStack() as held:
         held.enter_context(quiet_engine())
-        trainer = _make_trainer(run, [recorder, ProgressDisplay(console, recorder)])
+        trainer = _make_trainer(run, recorder)
         images.check_ranks(trainer.world_size)
         if is_first_process():
             held.enter_context(folder.locked())
@@ -361,6 +361,8 @@ def _carry_out(run: _Run, *, resume: bool) -> TrainResult:
             compiled=engine.compile,
         )
         checkpoint = str(folder.last) if resume and folder.last.exists() else None
+        if checkpoint and is_first_process():
+            restore_best_model(module, folder, run.monitor)
         source = images if cache is None else images.with_cache(cache)
         run_interruptibly(trainer, lambda: trainer.fit(module, datamodule=source, ckpt_path=checkpoint))
         if not is_first_process():
@@ -400,40 +402,8 @@ def _open_data(
         return opened, open_dataset(val_data, size, verify=verify, skip_bad=options.skip_bad, progress=progress)
 
 
-class _RunCheckpoint(ModelCheckpoint):
-    """Keeps track of the best epoch also in a run whose folder was moved.
-
-    Lightning deletes the files that its state names, so no path is taken from a file: the names are the run's own.
-    """
-
-    @override
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        folder = Path(self.dirpath or "")
-        best, last = (str(folder / f"{name}{self.FILE_EXTENSION}") for name in ("best", self.CHECKPOINT_NAME_LAST))
-        score = state_dict["best_model_score"]
-        own = {
-            "dirpath": self.dirpath,
-            "best_model_path": best,
-            "last_model_path": last,
-            "kth_best_model_path": best,
-            "kth_value": score,
-            "best_k_models": {best: score},
-        }
-        super().load_state_dict({**state_dict, **own})
-
-
-def _make_trainer(run: _Run, own: list[pl.Callback]) -> pl.Trainer:
-    checkpoint = _RunCheckpoint(
-        dirpath=run.folder.checkpoints,
-        filename="best",
-        monitor=run.monitor.name,
-        mode=run.monitor.mode,
-        save_last=True,
-        save_on_train_epoch_end=True,
-        enable_version_counter=False,
-    )
-    checkpoint.FILE_EXTENSION = ".safetensors"
-    callbacks = [*own, *run.callbacks, checkpoint]
+def _make_trainer(run: _Run, recorder: RunRecorder) -> pl.Trainer:
+    callbacks = [recorder, ProgressDisplay(run.console, recorder), *run.callbacks, RunCheckpoints(run.folder, recorder)]
     if run.config.patience is not None:
         callbacks.append(
             EarlyStopping(
@@ -466,7 +436,8 @@ def _write_config(run: _Run, engine: EngineOptions) -> None:
         "versions": {name: version(name) for name in ("transfervae", "torch", "timm", "pytorch-lightning")},
     }
     write_json(run.folder.config, config)
-    write_atomically(run.folder.val_images, "".join(f"{name}\n" for name in run.images.val_names()).encode())
+    names = "".join(f"{name}\n" for name in run.images.val_names())
+    write_atomically(run.folder.val_images, names.encode(errors="surrogateescape"))
 
 
 def _finalize(run: _Run, recorder: RunRecorder, device: torch.device) -> TrainResult:
@@ -486,7 +457,7 @@ def _finalize(run: _Run, recorder: RunRecorder, device: torch.device) -> TrainRe
         figures=values,
         baseline=baseline._asdict(),
         latent_size=math.prod(best.latent_shape),
-        is_gaussian="logvar" in best.encode(images.examples(1)).moments(),
+        is_gaussian="logvar" in best.encode_features(torch.zeros(1, *best.feature_shape)).moments(),
         has_pretrained_backbone=best.backbone.provenance.weights is not None,
         rows=recorder.rows,
         monitor=run.monitor.name if run.monitor.mode == "min" else "val/loss",
@@ -499,6 +470,7 @@ def _finalize(run: _Run, recorder: RunRecorder, device: torch.device) -> TrainRe
         "metrics": figures,
         "mean_image_rmse": baseline.rmse,
         "verdicts": verdicts,
+        "val_images_sha256": images.val_digest(),
         "latent_size": math.prod(best.latent_shape),
         "images_per_second": row["images_per_second"],
     }
