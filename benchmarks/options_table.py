@@ -38,7 +38,11 @@ def write_page() -> str:
     lines += ["## Terms: `--objective.NAME.…`\n"]
     for name in TERMS:
         lines += [f"### `{name}`\n", *table(term_options(name))]
-    lines += ["## Metrics: `--metrics`\n", f"{', '.join(f'`{name}`' for name in METRICS)}; none has options.\n"]
+    plain = [name for name in METRICS if not METRICS.options(name)]
+    lines += ["## Metrics: `--metrics`\n", f"Without options: {', '.join(f'`{name}`' for name in plain)}.\n"]
+    for name in METRICS:
+        if name not in plain:
+            lines += [f"### `{name}`\n", *table(METRICS.options(name))]
     groups = (("Data set", "dataset", DataOptions), ("Optimizer", "optimizer", OptimizerOptions))
     for title, flag, group in (*groups, ("Engine", "engine", EngineOptions)):
         lines += [f"## {title}: `--{flag}.…`\n", *table(options_of(group))]

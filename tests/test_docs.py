@@ -34,6 +34,7 @@ PUBLIC_MODULES = (
     "transfervae.decoders",
     "transfervae.diffusers_view",
     "transfervae.errors",
+    "transfervae.evaluation",
     "transfervae.metrics",
     "transfervae.execution",
     "transfervae.build",
