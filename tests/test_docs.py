@@ -211,3 +211,11 @@ def test_figures_of_the_overhead_are_those_of_the_run() -> None:
 def test_the_page_of_options_is_what_the_declarations_say() -> None:
     script = runpy.run_path(str(ROOT / "benchmarks" / "options_table.py"))
     assert script["PAGE"].read_text("utf-8") == script["write_page"]()
+
+
+def test_figures_of_the_parts_are_those_of_the_runs() -> None:
+    page = (DOCS / "eyes.md").read_text()
+    order = ("background", "skin", "hair", "mouth", "eyes", "brows")
+    for row in json.loads((DOCS / "results" / "parts.json").read_text())["results"]:
+        shares = " | ".join(f"{row['parts'][part]['removed']:.2f}" for part in order)
+        assert f"| {row['node']} | `{row['objective']}` | {row['rmse']:.4f} | {shares} |" in page
