@@ -110,6 +110,10 @@ def _main(
     sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
     signal.signal(signal.SIGINT, signal.default_int_handler)
     multiprocessing.set_start_method(None, force=True)  # the platform's own for what it starts itself
+    if "OMP_NUM_THREADS" in environment:  # torch has read it when it was imported
+        import torch
+
+        torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)

@@ -47,7 +47,7 @@ def test_epochs_that_are_not_better_are_kept_too(tmp_path: Path) -> None:
     assert rows_of(tmp_path / "run")[:3] == before
 
 
-@pytest.mark.parametrize("seed", [5, 10])
+@pytest.mark.parametrize("seed", [10])
 def test_the_model_is_that_of_the_best_epoch_after_a_kill_within_an_epoch_s_end(seed: int, tmp_path: Path) -> None:
     small = Small(faces=24, epochs=3, learning_rate=0.2)
     with pytest.raises(KeyboardInterrupt):

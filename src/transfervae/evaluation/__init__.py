@@ -1,6 +1,8 @@
 """Evaluation: reports on a model over images, with the protocol that each figure was measured by."""
 
 from transfervae.evaluation.evaluate import REPORTED, evaluate
+from transfervae.evaluation.likelihood import negative_log_likelihood
+from transfervae.evaluation.probes import ProbeFigures, nearest_images, outliers, probe
 from transfervae.evaluation.report import ImageFigures, PartFigures, Report, compare_reports
 from transfervae.evaluation.sheet import write_report
 from transfervae.evaluation.verdicts import Evidence, judge
@@ -10,9 +12,14 @@ __all__ = [
     "Evidence",
     "ImageFigures",
     "PartFigures",
+    "ProbeFigures",
     "Report",
     "compare_reports",
     "evaluate",
     "judge",
+    "nearest_images",
+    "negative_log_likelihood",
+    "outliers",
+    "probe",
     "write_report",
 ]

@@ -70,8 +70,10 @@ class RunFolder:
         if self.root.exists() and not self.root.is_dir():
             raise RunFolderError(f"{str(self.root)!r} is a file, not a folder.")
         self.check_folders()
-        self._check_foreign()
-        if self.last.exists() or self.model.exists():
+        is_run = self.begun_id() is not None and (self.last.exists() or self.model.exists())
+        if not is_run:
+            self._check_foreign()
+        if is_run or self.last.exists() or self.model.exists():
             raise RunFolderError(
                 f"{str(self.root)!r} holds another run; continue it with --resume, or choose another folder."
             )
