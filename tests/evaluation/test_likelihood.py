@@ -18,7 +18,7 @@ PIXELS = 3 * SIZE * SIZE
 def orthogonal(seed: int) -> Tensor:
     """Columns that are orthogonal and of different lengths: the posterior is then a diagonal Gaussian."""
     draws = torch.randn(PIXELS, DIMS, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    basis, _ = torch.linalg.qr(draws)
+    basis: Tensor = torch.linalg.qr(draws)[0]
     return basis * torch.tensor([2.0, 1.0, 0.5], dtype=torch.float64)
 
 
