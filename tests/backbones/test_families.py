@@ -43,11 +43,8 @@ COMPILED = (
     "module",
     "blocks",
     "test_resnet",
-    "test_convnext",
     "test_vit",
-    "test_byobnet",
     "test_vit_relpos",
-    "efficientvit_b0",
     "eva02_tiny_patch14_224",
 )
 """What is compiled in the tests: tracing all families takes 1 to 18 seconds each, 8 minutes together."""
@@ -89,6 +86,7 @@ def test_features_are_maps_of_the_declared_shape_and_items_do_not_mix(family: Fa
     torch.testing.assert_close(backbone(family.images[1:]), features[1:], rtol=1e-3, atol=1e-4 * scale)
 
 
+@pytest.mark.parametrize("family", tuple(FAMILIES)[::3], indirect=True, scope="module")
 def test_nodes_are_those_described_and_several_are_read_in_one_pass(
     family: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:

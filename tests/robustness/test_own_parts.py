@@ -19,7 +19,7 @@ from transfervae.metrics import make_metrics
 from transfervae.pictures import write_reconstructions, write_samples
 from transfervae.summary import summarise
 
-SMALL = Small(faces=16, epochs=3)
+SMALL = Small(faces=12, epochs=2)
 
 
 class Decoder(nn.Module):
@@ -248,5 +248,5 @@ def test_a_damaged_checkpoint_leaves_the_configuration(tmp_path: Path) -> None:
     before = (tmp_path / "config.json").read_bytes()
     (tmp_path / "checkpoints" / "last.safetensors").write_bytes(b"cut")
     with pytest.raises(TransferVAEError, match="last"):
-        Small(faces=16, epochs=9).train(tmp_path, resume=True)
+        Small(faces=12, epochs=9).train(tmp_path, resume=True)
     assert (tmp_path / "config.json").read_bytes() == before
