@@ -23,6 +23,7 @@ from transfervae.errors import (
     TransferVAEError,
 )
 from transfervae.files import read_tensors
+from transfervae.pictures import write_grid
 from transfervae.training._checkpoint_io import SafetensorsIO
 from transfervae.training._run_folder import RunFolder
 
@@ -272,3 +273,34 @@ def test_an_edited_configuration_is_named(run: Path, name: str, value: Any) -> N
     (run / "config.json").write_text(json.dumps(config | {name: value}))
     with pytest.raises(CheckpointError, match=f"{name} is not what a run writes"):
         SMALL.train(run, resume=True)
+
+
+@pytest.mark.parametrize("name", ["metrics.csv", "result.json", "samples.png", "checkpoints/best.safetensors"])
+def test_a_configuration_that_was_copied_protects_nothing_from_being_seen(
+    name: str, finished: Path, tmp_path: Path
+) -> None:
+    shutil.copy(finished / "config.json", tmp_path)
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(RunFolderError, match="which no run has left there"):
+        SMALL.train(tmp_path)
+    assert (tmp_path / name).read_text() == "mine"
+
+
+def test_a_cache_of_another_run_is_not_built_on(finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "features").mkdir()
+    shutil.copy(finished / "features" / "manifest.json", tmp_path / "features")
+    (tmp_path / "features" / "00000.images.npy").write_text("mine")
+    with pytest.raises(CacheError, match="not built by this run"):
+        SMALL.train(tmp_path)
+    assert (tmp_path / "features" / "00000.images.npy").read_text() == "mine"
+
+
+def test_names_that_are_not_unicode_are_trained_on(tmp_path: Path) -> None:
+    (tmp_path / "photographs").mkdir()
+    for index in range(12):
+        path = tmp_path / "photographs" / f"{index}.png"
+        write_grid(path, [ToyFaces(12, 32)[index][None]])
+        path.rename(tmp_path / "photographs" / f"{index}\udcff.png")
+    Small(data=tmp_path / "photographs", epochs=1).train(tmp_path / "run")
+    assert (tmp_path / "run" / "val_images.txt").read_bytes().count(b"\xff") == 1
