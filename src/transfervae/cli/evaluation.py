@@ -11,7 +11,7 @@ from transfervae.cli.app import INTERRUPTED, app, readable, say, screen
 from transfervae.cli.arguments import Device, SkipBad, Weights
 from transfervae.cli.declared import read_file
 from transfervae.cli.images import load
-from transfervae.data import SelectedImages, ToyFaces, open_dataset
+from transfervae.data import open_dataset
 from transfervae.errors import InvalidOptionError, RunFolderError
 from transfervae.progress import progress_bar
 
@@ -51,6 +51,7 @@ def evaluate(
         return
     from transfervae.evaluation import REPORTED, write_report
     from transfervae.evaluation import evaluate as measure
+    from transfervae.evaluation.parts import face_masks
     from transfervae.evaluation.sheet import check_report_folder
 
     folder = out or model / "evaluation"
@@ -67,7 +68,7 @@ def evaluate(
             vae,
             images,
             metrics=wanted,
-            masks=_masks_of(images) if parts else None,
+            masks=face_masks(images) if parts else None,
             rows=rows,
             batch_size=batch_size,
             seed=seed,
@@ -192,25 +193,13 @@ def _open(
         paths: Any = data[0] if len(data) == 1 and data[0].is_dir() else data
         return open_dataset(paths, size, skip_bad=skip_bad), history_of(model)
     if not (model / "model").is_dir():
-        raise InvalidOptionError(
-            f"{str(model)!r} is no run, which would have held images out; name images to measure on."
-        )
+        raise InvalidOptionError(f"{str(model)!r} is not a run with held-out images; name the images to measure.")
     images = held_out_images(model)
     if images.image_size != size:
         raise RunFolderError(
             f"The run in {str(model)!r} has images of {images.image_size}, and the model in it is for {size}."
         )
     return images, history_of(model)
-
-
-def _masks_of(images: Any) -> Any:
-    source, indices = (images.source, images.indices) if isinstance(images, SelectedImages) else (images, None)
-    if not isinstance(source, ToyFaces) or indices is None:
-        raise InvalidOptionError(
-            "--parts needs drawn faces, whose parts are known; for images of your own, give evaluate(..., masks=) in"
-            " Python."
-        )
-    return lambda place: source.face(indices[place]).masks
 
 
 def _print(report: Any) -> None:

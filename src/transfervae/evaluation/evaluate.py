@@ -1,4 +1,4 @@
-"""A report on a model over images, in one pass after one for their mean; memory for one batch."""
+"""A report on a model over images: one pass for their mean, one for the figures; memory for one batch."""
 
 import hashlib
 import math
@@ -17,7 +17,7 @@ from transfervae.evaluation.parts import Masks, PartErrors, radial_energy
 from transfervae.evaluation.report import ImageFigures, Report
 from transfervae.evaluation.verdicts import Evidence, judge
 from transfervae.losses import rmse
-from transfervae.metrics import AnyMetric, baseline_of, make_metrics, mean_image
+from transfervae.metrics import AnyMetric, Baseline, baseline_of, make_metrics, mean_image
 from transfervae.metrics.features import FeatureDistance, PooledFeatures
 from transfervae.model import TransferVAE, evaluation_mode
 from transfervae.shapes import Images, check_positive, check_seed, unit_images
@@ -83,14 +83,15 @@ def evaluate(
     check_seed(seed)
     if masks is not None and not callable(masks):
         raise InvalidOptionError("masks must be a function from an image's index to its masks by name.")
-    images = open_dataset(data, vae.image_size)
     wanted = [metric for metric in metrics if metric != "ssim" or min(vae.image_size) >= SMALLEST_SSIM]
     collection = make_metrics(wanted).to(vae.device)
+    images = open_dataset(data, vae.image_size)
     judged = make_metrics(["rmse", "chroma", "active_units"]).to(vae.device)
     mean = mean_image(_batches(images, batch_size))
     errors = PartErrors(mean)
     generator = torch.Generator(vae.device).manual_seed(seed)
     digest = hashlib.sha256()
+    baselines: list[Baseline] = []
     own_errors: list[float] = []
     draw_errors: list[float] = []
     error_map = torch.zeros(vae.image_size, dtype=torch.float64)
@@ -112,6 +113,7 @@ def evaluate(
             error_map += difference.abs().double().mean(dim=1).sum(dim=0).cpu()
             energy[0] += radial_energy(difference).cpu()
             energy[1] += radial_energy(batch - mean.to(batch)).cpu()
+            baselines += [baseline_of(mean.to(batch), [batch])] * len(batch)
             if masks is not None:
                 for place, pair in enumerate(zip(batch.cpu(), output.reconstruction.cpu(), strict=True), start=first):
                     errors.update(masks(place), *pair)
@@ -122,7 +124,7 @@ def evaluate(
     unknown = [name for name, value in figures.items() if math.isnan(value)]
     if unknown:
         raise FeatureValueError(f"The figure {unknown[0]} is NaN: the model's weights are bad.")
-    baseline = baseline_of(mean, _batches(images, batch_size))
+    baseline = Baseline(*(sum(values) / len(values) for values in zip(*baselines, strict=True)))
     evidence = Evidence(
         figures={name: float(value) for name, value in judged.compute().items()},
         baseline=baseline._asdict(),
@@ -179,7 +181,7 @@ def _by_class(entries: Sequence[ImageFigures]) -> dict[str, float]:
 
 
 def _remarks(metrics: Sequence[Metric], count: int) -> list[str]:
-    """What is to be known of single figures."""
+    """Sentences that qualify single figures."""
     widths = [
         part.num_features for metric in metrics if isinstance(metric, FeatureDistance) for part in _pooled(metric)
     ]

@@ -1,13 +1,14 @@
 """Errors by part of the image, such as eyes and hair, from masks."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from transfervae.errors import ShapeError
+from transfervae.data import ImageDataset, SelectedImages, ToyFaces
+from transfervae.errors import InvalidOptionError, ShapeError
 from transfervae.evaluation.report import PartFigures
 from transfervae.shapes import Images
 
@@ -17,6 +18,29 @@ DRAWS = 1000
 INTERVAL = (2.5, 97.5)
 
 Masks = Mapping[str, Bool[Tensor, "h w"]]
+
+
+def face_masks(images: ImageDataset) -> Callable[[int], Masks]:
+    """The masks of drawn faces, by their places in a data set.
+
+    Args:
+        images: `ToyFaces`, or some of them.
+
+    Raises:
+        InvalidOptionError: If the images are no drawn faces, whose parts are known.
+    """
+    source = images.source if isinstance(images, SelectedImages) else images
+    places = images.indices if isinstance(images, SelectedImages) else range(len(images))
+    if not isinstance(source, ToyFaces):
+        raise InvalidOptionError(
+            "Errors by part need drawn faces, whose parts are known; for other images, call evaluate(..., masks=)."
+        )
+    faces = source
+
+    def masks(place: int) -> Masks:
+        return faces.face(places[place]).masks
+
+    return masks
 
 
 class PartErrors:

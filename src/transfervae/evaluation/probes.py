@@ -1,4 +1,4 @@
-"""What latents tell of classes: neighbours and a linear probe; and which images are near, or unlikely."""
+"""Probes of latents: class accuracy, nearest neighbours, and outliers."""
 
 import warnings
 from collections import Counter

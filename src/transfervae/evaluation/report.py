@@ -1,4 +1,4 @@
-"""What an evaluation found, as a value that is written to JSON, read back, and compared."""
+"""The result of an evaluation: written to JSON, read back, and compared."""
 
 import json
 import math

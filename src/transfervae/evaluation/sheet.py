@@ -34,7 +34,7 @@ FILES = (
     *(f"{choice}.png" for choice in CHOICES),
     *("errors.png", "error_map.png", "frequencies.png", "parts.png"),
 )
-"""What a report's folder holds."""
+"""Names of the files that a report writes; the last one only with errors by part."""
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; color: #222 }
@@ -82,7 +82,7 @@ def write_report(folder: str | os.PathLike[str], report: Report, vae: TransferVA
         images.name_of(place) != entry.name for place, entry in enumerate(report.images)
     ):
         raise InvalidOptionError("The report is about other images than these.")
-    check_report_folder(out)
+    earlier = check_report_folder(out)
     report.write(out / "report.json")
     names = []
     for choice, indices in choose_examples(report).items():
@@ -92,8 +92,8 @@ def write_report(folder: str | os.PathLike[str], report: Report, vae: TransferVA
     plots["frequencies.png"] = _draw_frequencies(report)
     if report.parts:
         plots["parts.png"] = _draw_parts(report)
-    else:
-        (out / "parts.png").unlink(missing_ok=True)  # an earlier report's
+    elif earlier is not None and earlier.parts:
+        (out / "parts.png").unlink(missing_ok=True)  # the earlier report wrote it
     for name, figure in plots.items():
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png")
@@ -101,22 +101,32 @@ def write_report(folder: str | os.PathLike[str], report: Report, vae: TransferVA
     write_atomically(out / "report.html", _page(report, out, names, list(plots)).encode(errors="backslashreplace"))
 
 
-def check_report_folder(folder: str | os.PathLike[str]) -> None:
+def check_report_folder(folder: str | os.PathLike[str]) -> Report | None:
     """Make sure that a report replaces nothing but an earlier report.
 
+    Args:
+        folder: Where the report is to be written.
+
+    Returns:
+        The earlier report, if there is one.
+
     Raises:
-        RunFolderError: If the folder holds files by the names that a report writes, and no report; or links by them.
+        RunFolderError: If the folder holds files or links by the names that a report writes, and no report wrote them.
     """
     out = Path(folder)
-    found = [name for name in FILES if os.path.lexists(out / name)]
+    earlier = None
     with suppress(CheckpointError):
-        Report.read(out / "report.json")
-        found = [name for name in FILES if (out / name).is_symlink()]
+        earlier = Report.read(out / "report.json")
+    written = () if earlier is None else FILES if earlier.parts else FILES[:-1]
+    found = [
+        name for name in FILES if os.path.lexists(out / name) and (name not in written or (out / name).is_symlink())
+    ]
     if found:
         raise RunFolderError(
             f"{str(out)!r} holds {found[0]!r}, which no report has left there and this one would replace; choose"
             " another folder."
         )
+    return earlier
 
 
 def choose_examples(report: Report) -> dict[str, list[int]]:

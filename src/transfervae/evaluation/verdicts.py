@@ -18,7 +18,7 @@ FEW_EPOCHS = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """What verdicts are made from.
+    """The figures that verdicts are based on.
 
     Attributes:
         figures: `rmse`, and where known `chroma` and `active_units`.
@@ -40,7 +40,7 @@ class Evidence:
 
 
 def judge(evidence: Evidence) -> list[str]:
-    """What is wrong, and what to change; nothing for a model that deserves no remark."""
+    """Sentences that name each problem found and its remedy; an empty list if none was found."""
     found = (judgement(evidence) for judgement in _JUDGEMENTS)
     return [sentence for sentence in found if sentence]
 

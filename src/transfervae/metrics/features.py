@@ -1,6 +1,8 @@
 """Distances of two sets of images in the space of a frozen network's features."""
 
 import warnings
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -39,16 +41,14 @@ class PooledFeatures(nn.Module):
         return features.flatten(2).mean(dim=2).float()
 
 
-@records_options
-class FeatureDistance(FrechetInceptionDistance):
-    """Frechet distance of reconstructions to images in a network's pooled features (Heusel et al. 2017).
+class _OfReconstructions:
+    """Compares reconstructions with images in a network's pooled features; comes before a metric of torchmetrics.
 
-    Images go to the network as they are, in [0, 1], neither resized nor rounded to 8 bits. Means and covariances are
-    summed in float64, and no features are kept. With fewer images than features the covariances are singular: such a
-    distance is biased upwards, and only comparable at the same number of images.
+    Attributes:
+        settings: Further arguments of that metric.
     """
 
-    higher_is_better = False
+    settings: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(
         self, *, extractor: str = DEFAULT_EXTRACTOR, node: int | str | None = None, weights: str | None = "default"
@@ -60,12 +60,30 @@ class FeatureDistance(FrechetInceptionDistance):
             node: Where its features are read; its default if None.
             weights: Its weights: default, a file, or none.
         """
-        super().__init__(feature=PooledFeatures(extractor, node, weights), normalize=True)
+        metric: Any = super()
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", message=".*will save all extracted features.*"
+            )  # `KernelDistance` says so
+            metric.__init__(feature=PooledFeatures(extractor, node, weights), normalize=True, **self.settings)
 
-    def update(self, output: VAEOutput, images: Images) -> None:  # type: ignore[override]
+    def update(self, output: VAEOutput, images: Images) -> None:
         """Add one batch of images and their reconstructions."""
-        super().update(images, real=True)
-        super().update(output.reconstruction.float(), real=False)
+        metric: Any = super()
+        metric.update(images, real=True)
+        metric.update(output.reconstruction.float(), real=False)
+
+
+@records_options
+class FeatureDistance(_OfReconstructions, FrechetInceptionDistance):  # type: ignore[misc] # update takes other arguments
+    """Frechet distance of reconstructions to images in a network's pooled features (Heusel et al. 2017).
+
+    Images go to the network as they are, in [0, 1], neither resized nor rounded to 8 bits. Means and covariances are
+    summed in float64, and no features are kept. With fewer images than features the covariances are singular: the
+    distance is then biased upwards, and only comparable at the same number of images.
+    """
+
+    higher_is_better = False
 
     def compute(self) -> Tensor:
         """The distance, at least 0.
@@ -73,13 +91,12 @@ class FeatureDistance(FrechetInceptionDistance):
         Raises:
             InvalidOptionError: If there are fewer than two images.
         """
-        if int(self.real_features_num_samples) < 2:
-            raise InvalidOptionError("A distance of features needs at least two images.")
+        _check_count(int(self.real_features_num_samples))
         return super().compute()
 
 
 @records_options
-class KernelDistance(KernelInceptionDistance):
+class KernelDistance(_OfReconstructions, KernelInceptionDistance):  # type: ignore[misc] # update takes other arguments
     """Kernel distance of reconstructions to images in a network's pooled features (Binkowski et al. 2018).
 
     The mean over 100 random subsets of up to 1,000 images; unlike `FeatureDistance` it is unbiased, so that it suits
@@ -87,26 +104,7 @@ class KernelDistance(KernelInceptionDistance):
     """
 
     higher_is_better = False
-
-    def __init__(
-        self, *, extractor: str = DEFAULT_EXTRACTOR, node: int | str | None = None, weights: str | None = "default"
-    ) -> None:
-        """Start empty.
-
-        Args:
-            extractor: Name of a backbone, as `create_backbone` takes it.
-            node: Where its features are read; its default if None.
-            weights: Its weights: default, a file, or none.
-        """
-        features = PooledFeatures(extractor, node, weights)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*will save all extracted features.*")  # said above
-            super().__init__(feature=features, subsets=SUBSETS, subset_size=SUBSET_SIZE, normalize=True)
-
-    def update(self, output: VAEOutput, images: Images) -> None:  # type: ignore[override]
-        """Add one batch of images and their reconstructions."""
-        super().update(images, real=True)
-        super().update(output.reconstruction.float(), real=False)
+    settings = MappingProxyType({"subsets": SUBSETS, "subset_size": SUBSET_SIZE})
 
     def compute(self) -> Any:
         """The distance; about 0 for equal sets, and may be slightly below.
@@ -115,10 +113,14 @@ class KernelDistance(KernelInceptionDistance):
             InvalidOptionError: If there are fewer than two images.
         """
         count = sum(len(batch) for batch in self.real_features)
-        if count < 2:
-            raise InvalidOptionError("A distance of features needs at least two images.")
+        _check_count(count)
         self.subset_size = min(SUBSET_SIZE, count)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # the same subsets every time
             mean, _ = super().compute()
         return mean
+
+
+def _check_count(images: int) -> None:
+    if images < 2:
+        raise InvalidOptionError("A distance of features needs at least two images.")

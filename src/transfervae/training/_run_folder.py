@@ -273,6 +273,7 @@ class RunRecorder(pl.Callback):
     @override
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         module = cast(VAEModule, pl_module)
+        cast(Any, trainer).datamodule.check_cache(module.vae.backbone)  # on every process, so that all of them stop
         figures = module.epoch_figures()
         # Already the same on every process; and sync_dist would average them once more.
         module.log_dict(figures, rank_zero_only=False, sync_dist=False)
@@ -285,7 +286,6 @@ class RunRecorder(pl.Callback):
             self._write(module, int(row["epoch"]))
 
     def _write(self, module: VAEModule, epoch: int) -> None:
-        cast(Any, module.trainer).datamodule.check_cache(module.vae.backbone)
         write_atomically(self._folder.metrics, _as_csv(self.rows))
         write_history(self._folder.history, self.rows)
         with module.evaluated_weights():

@@ -9,6 +9,7 @@ import re
 import statistics
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,13 @@ from rich.console import Console
 from rich.markup import escape
 
 from transfervae.data import SelectedImages, ToyFaces, open_dataset
-from transfervae.errors import InvalidOptionError, RunFolderError
+from transfervae.errors import CheckpointError, InvalidOptionError, RunFolderError, UnknownOptionError
 from transfervae.evaluation import REPORTED, evaluate, write_report
+from transfervae.evaluation.parts import face_masks
 from transfervae.files import held, read_json, write_atomically, write_json
 from transfervae.metrics import AnyMetric
 from transfervae.model import TransferVAE
-from transfervae.options import Spec, plain
+from transfervae.options import Spec, options_of, plain
 from transfervae.pictures import write_grid, write_quality
 from transfervae.shapes import check_positive, parse_image_size, unit_images
 from transfervae.training._config import make_group
@@ -34,6 +36,10 @@ from transfervae.training.run import cache_features, train
 
 SHOWN = 8
 ROW = "row.json"
+FILES = ("comparison.json", "comparison.csv", "quality.png", "sheet.png")
+TAKEN = ("out", "resume", "console", "seed", "callbacks", "transform")
+"""Arguments of `train` that a comparison gives itself, or that no configuration can record."""
+
 NAME = re.compile(r"[\w.,@:+-]+")
 
 
@@ -46,7 +52,7 @@ class Row:
         seed: Of split, weights and order.
         figures: Metrics on the held-out images.
         baseline: RMSE of the mean image.
-        seconds: Of training alone; features were computed before.
+        seconds: Of training alone, and of its last part if it was interrupted; features were computed before.
         feature_seconds: Of computing its features, once for all runs that share them.
         parameters: Trained numbers.
         cache_bytes: Size of the features' folder.
@@ -139,6 +145,12 @@ def compare(
     for name in configurations:
         if not NAME.fullmatch(name):
             raise InvalidOptionError(f"A configuration cannot be named {name!r}: letters, digits and _.,@:+-")
+    known = {"model", *options_of(train, skip=TAKEN)}
+    for name, given in configurations.items():
+        for option in given:
+            if option not in known:
+                raise UnknownOptionError(f"Configuration {name!r}", option, known)
+    _check_folder(folder)
     rows: list[Row] = []
     features: dict[Path, list[float]] = {}
     with held(folder, RunFolderError(f"Another comparison is running in {str(folder)!r}.")):
@@ -171,25 +183,26 @@ class _Trial:
 def _carry_out(trial: _Trial, metrics: Sequence[AnyMetric], *, parts: bool, console: Console) -> Row:
     """Train and measure one trial, or go on where it stopped."""
     noted = trial.folder / ROW
-    asked = json.loads(json.dumps({"metrics": [str(metric) for metric in metrics], "parts": parts}))
+    images = _images(trial.data, trial.given)
+    asked = {
+        "arguments": json.loads(json.dumps(plain(trial.given), default=repr)),
+        "metrics": [str(metric) for metric in metrics],
+        "parts": parts,
+        "images": _split(trial.given, images, trial.seed).images_id,
+    }
     if noted.exists():
         done = read_json(noted)
         if done.pop("asked") == asked:
             return Row(**done)
     arguments = {name: value for name, value in trial.given.items() if name != "model"}
     arguments |= {"seed": trial.seed, "engine": {**dict(arguments.get("engine") or {}), "cache": str(trial.cache)}}
-    images = _images(trial.data, trial.given)
     config = trial.folder / "config.json"
     began = time.monotonic()
     train(_model_of(trial.given), images, out=trial.folder, resume=config.exists(), console=console, **arguments)
     seconds = time.monotonic() - began
     vae = TransferVAE.from_pretrained(trial.folder / "model")
     unseen = _held_out(trial.given, images, trial.seed)
-    masks = None
-    if parts:
-        if not isinstance(images, ToyFaces):
-            raise InvalidOptionError("parts=True needs drawn faces, whose parts are known.")
-        masks = lambda place: images.face(unseen.indices[place]).masks  # noqa: E731
+    masks = face_masks(unseen) if parts else None
     report = evaluate(vae, unseen, metrics=metrics, masks=masks, rows=history_of(trial.folder))
     write_report(trial.folder / "evaluation", report, vae, unseen)
     figures = {**report.figures, **{f"removed_{name}": part.removed for name, part in report.parts.items()}}
@@ -207,12 +220,35 @@ def _carry_out(trial: _Trial, metrics: Sequence[AnyMetric], *, parts: bool, cons
     return row
 
 
-def _held_out(given: Mapping[str, Any], images: Any, seed: int) -> SelectedImages:
-    """The images that a trial holds out."""
+def _split(given: Mapping[str, Any], images: Any, seed: int) -> RunImages:
+    """The images of a trial, split as its run splits them."""
     reading = make_group(DataOptions, given.get("dataset"))
     opened = open_dataset(images, parse_image_size(_model_of(given).get("image_size", 128)), verify=False)
-    split = RunImages(opened, val=reading.val, batch_size=1, seed=seed, workers=0)
+    return RunImages(opened, val=reading.val, batch_size=1, seed=seed, workers=0)
+
+
+def _held_out(given: Mapping[str, Any], images: Any, seed: int) -> SelectedImages:
+    """The images that a trial holds out."""
+    split = _split(given, images, seed)
     return SelectedImages(split.dataset, split.val)
+
+
+def _check_folder(folder: Path) -> None:
+    """Make sure that a comparison replaces nothing but an earlier comparison.
+
+    Raises:
+        RunFolderError: If the folder holds files by the names that a comparison writes, and no comparison; or links.
+    """
+    is_earlier = False
+    with suppress(CheckpointError):
+        is_earlier = {"configurations", "rows", "saved_seconds"} <= read_json(folder / FILES[0]).keys()
+    found = [name for name in FILES if os.path.lexists(folder / name) and not is_earlier]
+    found += [name for name in (*FILES, "features", "runs") if (folder / name).is_symlink()]
+    if found:
+        raise RunFolderError(
+            f"{str(folder)!r} holds {found[0]!r}, which no comparison has left there and this one would replace; choose"
+            " another folder."
+        )
 
 
 def _model_of(given: Mapping[str, Any]) -> dict[str, Any]:
