@@ -22,7 +22,7 @@ from transfervae.errors import (
     UnknownNameError,
 )
 from transfervae.evaluation import Report, compare_reports, write_report
-from transfervae.evaluation.parts import PartErrors, radial_energy
+from transfervae.evaluation.parts import PartErrors, face_masks, radial_energy
 from transfervae.files import read_json, write_json
 from transfervae.losses import rmse
 from transfervae.pictures import write_grid
@@ -230,6 +230,23 @@ def test_a_report_replaces_nothing_of_the_user_s(kind: str, report: Report, tmp_
         write_report(tmp_path / "out", report, make_vae("resnet"), FACES)
     assert best.read_text() == "mine"
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["best.png"]
+
+
+def test_a_file_beside_a_report_is_kept(report: Report, tmp_path: Path) -> None:
+    write_report(tmp_path, report, make_vae("resnet"), FACES)
+    (tmp_path / "parts.png").write_text("mine")
+    with pytest.raises(RunFolderError, match=r"'parts\.png', which no report"):
+        write_report(tmp_path, report, make_vae("resnet"), FACES)
+    assert (tmp_path / "parts.png").read_text() == "mine"
+
+
+def test_a_report_without_parts_takes_the_place_of_one_with_them(report: Report, tmp_path: Path) -> None:
+    vae = make_vae("resnet")
+    with_parts = tv.evaluate(vae, FACES, metrics=QUICK, masks=face_masks(FACES))
+    write_report(tmp_path, with_parts, vae, FACES)
+    assert (tmp_path / "parts.png").exists()
+    write_report(tmp_path, report, vae, FACES)
+    assert not (tmp_path / "parts.png").exists()
 
 
 def test_a_report_replaces_an_earlier_one(report: Report, tmp_path: Path) -> None:

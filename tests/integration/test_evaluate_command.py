@@ -74,11 +74,11 @@ def test_wrong_options_are_answered_in_one_line(
 
 
 def test_parts_need_drawn_faces(trained: Path, photographs: Path) -> None:
-    assert_one_line_error(run("evaluate", trained, photographs, "--parts"), "--parts needs drawn faces")
+    assert_one_line_error(run("evaluate", trained, photographs, "--parts"), "need drawn faces")
 
 
 def test_a_model_without_a_run_needs_images(trained: Path) -> None:
-    assert_one_line_error(run("evaluate", trained / "model"), "name images to measure on")
+    assert_one_line_error(run("evaluate", trained / "model"), "name the images to measure")
 
 
 def test_changed_held_out_images_are_refused(photographs: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 import transfervae as tv
 from tests.runs import Small
-from transfervae.errors import InvalidOptionError, UnknownNameError
+from transfervae.errors import FileWriteError, InvalidOptionError, RunFolderError, UnknownNameError, UnknownOptionError
 from transfervae.evaluation import Report
 from transfervae.training import Comparison
 
@@ -100,3 +100,27 @@ def test_what_is_done_is_not_done_again(comparison: Comparison) -> None:
 def test_what_cannot_be_compared_is_refused(configurations: dict[str, Any], words: str, tmp_path: Path) -> None:
     with pytest.raises(InvalidOptionError, match=words):
         tv.compare(configurations, out=tmp_path)
+
+
+def test_a_changed_configuration_does_not_give_the_figures_of_the_old_one(comparison: Comparison) -> None:
+    changed = {"one": {**CONFIGURATIONS["one"], "objective": "l1,kl"}}
+    with pytest.raises(RunFolderError, match="began with other options: objective"):
+        tv.compare(changed, out=comparison.folder, metrics=("rmse", "psnr"), parts=True)
+
+
+def test_options_that_training_does_not_have_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UnknownOptionError, match="Did you mean 'epochs'"):
+        tv.compare({"a": configuration(1, epoch=3)}, out=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["comparison.json", "sheet.png", "runs"])
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_a_comparison_replaces_nothing_of_the_user_s(name: str, kind: str, tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "out").mkdir()
+    path = tmp_path / "out" / name
+    path.symlink_to(tmp_path / "mine") if kind == "link" else path.write_text("mine")
+    with pytest.raises((RunFolderError, FileWriteError)):
+        tv.compare({"a": configuration(1)}, out=tmp_path / "out", metrics=("rmse",))
+    assert path.read_text() == "mine"
+    assert path.is_symlink() == (kind == "link")
