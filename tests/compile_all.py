@@ -26,7 +26,7 @@ def evaluation_error(kind: str, head: str = "gaussian") -> float:
 
 
 def parameters_without_gradient() -> int:
-    vae, images = make_vae().train(), random_images()
+    vae, images = make_vae("resnet").train(), random_images("resnet")
     torch.compiler.reset()
     compiled = torch.compile(lambda batch: tv.losses.elbo(vae(batch), batch).total, fullgraph=True, backend="aot_eager")
     compiled(images).backward()
@@ -55,7 +55,7 @@ def main() -> None:
     torch.set_num_threads(1)
     report: dict[str, float | str] = {}
     others = [head for head in HEADS if head != "gaussian"]
-    cases = {kind: (kind, "gaussian") for kind in KINDS} | {f"head {head}": ("vgg19", head) for head in others}
+    cases = {kind: (kind, "gaussian") for kind in KINDS} | {f"head {head}": ("resnet", head) for head in others}
     for name, case in cases.items():
         try:
             report[name] = evaluation_error(*case)

@@ -1,6 +1,5 @@
 import json
-import subprocess
-import sys
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 import transfervae as tv
 from tests.samples import KINDS, make_backbone, make_vae, random_images, save_config, save_state, shared_backbone
 from tests.strategies import SEEDS
+from tests.warm import run_warm
 from transfervae.errors import (
     CheckpointError,
     FingerprintMismatchError,
@@ -686,8 +686,8 @@ def test_latent_dim_is_the_heads_default_if_left_out() -> None:
 
 
 def test_each_kind_compiles_as_one_graph_with_equal_values_and_all_gradients() -> None:
-    command = [sys.executable, "-m", "tests.compile_all"]
-    run = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    run = run_warm("-m", "tests.compile_all", environment=os.environ, cwd=ROOT)
+    assert run.returncode == 0, run.stderr
     report: dict[str, float | str] = json.loads(run.stdout)
     failed = {name: value for name, value in report.items() if not isinstance(value, int | float) or value > 1e-4}
     assert report.keys() >= KINDS.keys() | {f"head {head}" for head in HEADS if head != "gaussian"}

@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -182,22 +183,25 @@ def test_a_run_on_images_of_ones_own_asks_for_them(tmp_path: Path) -> None:
         held_out_images(tmp_path / "run")
 
 
-def copy_of_a_run(tmp_path: Path) -> tuple[Path, Path]:
+@pytest.fixture(scope="module")
+def photographed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A run on photographs of its own, and their folder."""
-    photographs = tmp_path / "photographs"
+    folder = tmp_path_factory.mktemp("photographed")
     for index in range(12):
-        write_grid(photographs / f"{index:02d}.png", [all_images()[index % 11][None] * (index + 1) / 12])
-    Small(data=photographs, epochs=1).train(tmp_path / "run")
-    return tmp_path / "run", photographs
+        write_grid(folder / "photographs" / f"{index:02d}.png", [all_images()[index % 11][None] * (index + 1) / 12])
+    Small(data=folder / "photographs", epochs=1).train(folder / "run")
+    return folder / "run", folder / "photographs"
 
 
-def test_held_out_images_that_changed_are_noticed(tmp_path: Path) -> None:
-    run, photographs = copy_of_a_run(tmp_path)
+def test_held_out_images_that_changed_are_noticed(photographed: tuple[Path, Path]) -> None:
+    run, photographs = photographed
     held_out_images(run)
-    name = (run / "val_images.txt").read_text().split("\n")[0]
-    write_grid(photographs / name, [torch.zeros(1, 3, 32, 32)])
+    image = photographs / (run / "val_images.txt").read_text().split("\n")[0]
+    before = image.read_bytes()
+    write_grid(image, [torch.zeros(1, 3, 32, 32)])
     with pytest.raises(RunFolderError, match="have changed since"):
         held_out_images(run)
+    image.write_bytes(before)
 
 
 @pytest.mark.parametrize(
@@ -211,8 +215,11 @@ def test_held_out_images_that_changed_are_noticed(tmp_path: Path) -> None:
         ({"dataset": {"val": -3}}, "edited or damaged"),
     ],
 )
-def test_an_edited_run_does_not_give_other_images(change: dict[str, Any], words: str, tmp_path: Path) -> None:
-    run, _ = copy_of_a_run(tmp_path)
+def test_an_edited_run_does_not_give_other_images(
+    change: dict[str, Any], words: str, photographed: tuple[Path, Path], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(photographed[0], run)
     config = read_json(run / "config.json")
     merged = {name: {**config[name], **v} if isinstance(v, dict) else v for name, v in change.items()}
     write_json(run / "config.json", config | merged)

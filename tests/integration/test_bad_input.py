@@ -59,7 +59,6 @@ def train(*options: str | Path, out: Path) -> tuple[str | Path, ...]:
         (("--objective.kl.weight", "inf"), ("weight",)),
         (("--dataset.workers", "-1"), ("workers",)),
         (("--seed", "99999999999999999999"), ("seed",)),
-        (("--dataset.faces", "2", "--engine.devices", "2", "--engine.strategy", "ddp"), ("2 processes", "held-out")),
         (("--epochs", "0"), ("epochs",)),
         (("--dataset.faces", "1"), ("at least 2",)),
         (("--engine.precision", "7-bit"), ("engine", "7-bit")),

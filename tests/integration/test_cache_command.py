@@ -12,7 +12,6 @@ from tests.cache.small import contents
 from tests.integration.command import (
     TINY,
     assert_one_line_error,
-    assert_succeeds,
     run,
     start,
 )
@@ -140,17 +139,6 @@ def test_a_file_too_large_for_the_disk_ends_in_one_line_and_goes_on_later(tmp_pa
     assert not list(folder.glob("*.tmp"))
     assert run(*CACHE, "--out", folder).returncode == 0
     FeatureCache(folder).verify()
-
-
-def test_the_command_on_two_devices_prints_once(tmp_path: Path) -> None:
-    screen = assert_succeeds(
-        run(*CACHE, "--engine.devices", "2", "--engine.strategy", "ddp", "--out", tmp_path / "cache")
-    )
-    for words in ("features of 60 images go to", "features computed in", "60 images and their features are in"):
-        assert screen.count(words) == 1
-    cache = FeatureCache(tmp_path / "cache")
-    assert (cache.manifest.count, len(cache)) == (2, FACES)
-    cache.verify()
 
 
 def test_the_same_command_again_has_nothing_to_do(whole: Build) -> None:

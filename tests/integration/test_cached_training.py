@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from tests.cache.small import contents
-from tests.integration.command import TINY, assert_one_line_error, assert_succeeds, run, run_python, start
+from tests.integration.command import TINY, assert_succeeds, run, run_python, start
 from tests.integration.test_cache_command import ROW_BYTES, wait_for_shards
 from tests.integration.test_interruption import assert_same_run, wait_for_epoch
 from tests.runs import Small
 from tests.samples import make_backbone
 from transfervae.cache import FeatureCache, Manifest
 from transfervae.data import ToyFaces
+from transfervae.errors import FileWriteError
 
 FACES = 80
 OPTIONS = Small(width=32, faces=FACES, epochs=4)
@@ -211,11 +212,10 @@ def test_two_processes_do_without_a_cache_together(together: tuple[Path, list[di
         assert live["val/rmse"] == pytest.approx(cached["val/rmse"], rel=0.01)
 
 
-def test_a_folder_that_cannot_be_written_to_stops_several_processes_at_once(tmp_path: Path) -> None:
-    (tmp_path / "run" / "features" / ".lock").mkdir(parents=True)
-    command = [word for word in COMMAND if word not in ("--engine.devices", "1")]
-    process = run(*command, "--engine.devices", "2", "--engine.strategy", "ddp", "--out", tmp_path / "run")
-    assert_one_line_error(process, "cannot be written to")
+def test_a_folder_that_cannot_be_written_to_stops_several_processes_before_they_begin(tmp_path: Path) -> None:
+    (tmp_path / "features" / ".lock").mkdir(parents=True)
+    with pytest.raises(FileWriteError, match="cannot be written to"):
+        replace(OPTIONS, devices=2, strategy="ddp").train(tmp_path)
 
 
 def test_one_process_does_without_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 import csv
 import json
-import random
 import resource
 import shutil
 import signal
@@ -47,22 +46,6 @@ def wait_for_epoch(out: Path, epoch: int) -> None:
     while len(rows_of(out)) < epoch:
         assert time.monotonic() < deadline
         time.sleep(0.01)
-
-
-def test_killed_run_resumes_to_the_same_result(uninterrupted: Path, tmp_path: Path) -> None:
-    out = tmp_path / "killed"
-    delays = random.Random(7)
-    arguments: tuple[str | Path, ...] = ("train", *RUN, "--out", out)
-    for epoch in (1, 3):
-        process = start(*arguments)
-        wait_for_epoch(out, epoch)
-        time.sleep(delays.random() * 0.4)
-        process.kill()
-        process.communicate()
-        arguments = ("train", "--resume", "--out", out)
-    assert_succeeds(run(*arguments))
-    assert_same_run(out, uninterrupted)
-    assert not list(out.rglob("*.tmp"))
 
 
 def test_ctrl_c_says_how_to_go_on_and_resumes_to_the_same_result(uninterrupted: Path, tmp_path: Path) -> None:

@@ -113,8 +113,9 @@ def test_options_that_training_does_not_have_are_named(tmp_path: Path) -> None:
         tv.compare({"a": configuration(1, epoch=3)}, out=tmp_path)
 
 
-@pytest.mark.parametrize("name", ["comparison.json", "sheet.png", "runs"])
-@pytest.mark.parametrize("kind", ["file", "link"])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("comparison.json", "file"), ("sheet.png", "link"), ("runs", "file"), ("runs", "link")]
+)
 def test_a_comparison_replaces_nothing_of_the_user_s(name: str, kind: str, tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("mine")
     (tmp_path / "out").mkdir()

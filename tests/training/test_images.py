@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from tests.cache.small import write_pictures
 from transfervae.data import ToyFaces, open_dataset
+from transfervae.errors import InvalidOptionError
 from transfervae.training._images import RunImages
 
 
@@ -21,6 +22,13 @@ def test_every_image_is_either_learned_from_or_held_out(count: int, val: float, 
     assert parts[0] | parts[1] == set(range(count))
     assert all(parts)
     assert abs(len(parts[1]) - val * count) <= 1
+
+
+def test_every_process_needs_a_held_out_image() -> None:
+    split = images(2, 0.5, 0)
+    split.check_ranks(1)
+    with pytest.raises(InvalidOptionError, match="2 processes need as many held-out images, there are 1"):
+        split.check_ranks(2)
 
 
 def test_the_split_depends_on_the_seed_alone() -> None:

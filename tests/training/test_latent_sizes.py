@@ -22,7 +22,7 @@ HEADS: dict[str, dict[str, Any]] = {
 def test_held_out_error_falls_and_the_latent_is_used(size: str, tmp_path: Path) -> None:
     options = dict(HEADS[size])
     node = options.pop("node", None)
-    small = Small(faces=128, epochs=4, backbone="packaged", weights="default", node=node, learning_rate=3e-3)
+    small = Small(faces=96, epochs=4, backbone="packaged", weights="default", node=node, learning_rate=3e-3)
     result = small.train(tmp_path / "run", model={**small.model, **options, "latent_dim": None})
     assert math.prod(result.vae.latent_shape) == int(size)
     errors = [row["val/rmse"] for row in result.rows]
