@@ -300,3 +300,27 @@ def test_a_backbone_that_changes_in_a_cached_run_is_noticed(tmp_path: Path) -> N
 
     with pytest.raises(CacheMismatchError):
         Small(faces=20, epochs=3).train(tmp_path, callbacks=[Change()])
+
+
+def test_an_interrupted_report_leaves_no_page_of_other_figures(
+    report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_report(tmp_path, report, make_vae("resnet"), FACES)
+    assert (tmp_path / "report.html").exists()
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("transfervae.evaluation.sheet.write_pairs", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_report(tmp_path, report, make_vae("resnet"), FACES)
+    assert not (tmp_path / "report.html").exists()
+    monkeypatch.undo()
+    write_report(tmp_path, report, make_vae("resnet"), FACES)
+    assert (tmp_path / "report.html").exists()
+
+
+@pytest.mark.usefixtures("without_shape_checks")
+def test_only_models_are_measured() -> None:
+    with pytest.raises(InvalidOptionError, match="must be a TransferVAE, got NoneType"):
+        tv.evaluate(None, FACES)  # type: ignore[arg-type]

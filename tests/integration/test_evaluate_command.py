@@ -1,4 +1,6 @@
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -99,3 +101,35 @@ def test_models_are_compared(tmp_path: Path) -> None:
     for words in ("packaged@1,2", "RMSE", "seconds", "Shared features saved", "sheet.png"):
         assert words in screen
     assert_one_line_error(run("compare", "--backbone", "pakaged", *options), "Did you mean 'packaged'")
+
+
+def test_a_report_does_not_follow_a_link(trained: Path, tmp_path: Path) -> None:
+    run_folder = tmp_path / "run"
+    shutil.copytree(trained, run_folder, ignore=shutil.ignore_patterns("evaluation"))
+    (tmp_path / "elsewhere").mkdir()
+    (run_folder / "evaluation").symlink_to(tmp_path / "elsewhere")
+    assert_one_line_error(run("evaluate", run_folder, "--metrics", "rmse"), "is a link", "--out")
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_names_that_are_not_unicode_are_printed_and_reported(trained: Path, photographs: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "photographs"
+    shutil.copytree(photographs / "class0", folder / "one")
+    shutil.copytree(photographs / "class1", folder / os.fsdecode(b"tw\xff"))
+    out = tmp_path / os.fsdecode(b"\xffreport")
+    screen = assert_succeeds(run("evaluate", trained, folder, "--metrics", "rmse", "--out", out))
+    assert "report.html" in screen
+    assert "<td>one" in (out / "report.html").read_text()
+    assert len(json.loads((out / "report.json").read_text())["classes"]) == 2
+
+
+def test_images_are_not_counted_twice(trained: Path, photographs: Path, tmp_path: Path) -> None:
+    for again in (photographs, photographs / "class0", photographs / "class1" / "1.png"):
+        process = run("evaluate", trained, photographs, again, "--out", tmp_path)
+        assert_one_line_error(process, "is given twice")
+
+
+def test_a_run_is_not_put_among_its_images(photographs: Path) -> None:
+    process = run("train", photographs, *TINY, "--epochs", "1", "--out", photographs / "runs" / "one")
+    assert_one_line_error(process, "would be taken for images")
+    assert not (photographs / "runs").exists()

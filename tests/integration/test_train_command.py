@@ -1,6 +1,7 @@
 import csv
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -97,8 +98,9 @@ def test_reconstruct_writes_pairs_and_errors(faces_run: tuple[Path, str], tmp_pa
     assert "48x64" in screen
     with Image.open(tmp_path / "pairs.png") as picture:
         assert picture.width > 64
-    assert_succeeds(run("reconstruct", faces_run[0], photo, photo, "--out", tmp_path / "single"))
-    with Image.open(tmp_path / "single" / "0001_photo.png") as picture:
+    shutil.copy(photo, tmp_path / "other.jpg")
+    assert_succeeds(run("reconstruct", faces_run[0], photo, tmp_path / "other.jpg", "--out", tmp_path / "single"))
+    with Image.open(tmp_path / "single" / "0001_other.png") as picture:
         picture.load()
 
 

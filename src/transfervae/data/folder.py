@@ -55,7 +55,8 @@ class ImageFolder(ImageDataset):
             progress: Called with (files read, files in all) while verifying.
 
         Raises:
-            ImageFileError: If the folder is missing or holds no images, or if files cannot be read (named).
+            ImageFileError: If the folder is missing or holds no images, if files cannot be read (named), or if one is
+                given twice.
             ImageSizeError: If `image_size` is not one or two positive numbers.
             InvalidOptionError: If `dtype` is neither of the two.
         """
@@ -165,7 +166,14 @@ def _listed(root: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> 
 
 def _find_all(roots: Sequence[str | os.PathLike[str]]) -> list[Path]:
     paths = [Path(root) for root in roots]
-    return [file for path in paths for file in (find_images(path) if path.is_dir() else [path])]
+    files = [file for path in paths for file in (find_images(path) if path.is_dir() else [path])]
+    seen: set[str] = set()
+    for file in files:
+        real = os.path.realpath(file)
+        if real in seen:
+            raise ImageFileError(f"{str(file)!r} is given twice: by its name, its folder, or a link.")
+        seen.add(real)
+    return files
 
 
 def _walk(root: Path) -> Iterator[tuple[Path, list[str]]]:

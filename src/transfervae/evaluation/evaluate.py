@@ -79,6 +79,8 @@ def evaluate(
         ShapeError: If a mask has another size than the images.
         InvalidOptionError: If an option is out of range, or a metric needs more images.
     """
+    if not isinstance(vae, TransferVAE):
+        raise InvalidOptionError(f"vae must be a TransferVAE, got {type(vae).__name__}; from_pretrained reads one.")
     check_positive(batch_size=batch_size)
     check_seed(seed)
     if masks is not None and not callable(masks):

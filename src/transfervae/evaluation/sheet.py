@@ -83,6 +83,8 @@ def write_report(folder: str | os.PathLike[str], report: Report, vae: TransferVA
     ):
         raise InvalidOptionError("The report is about other images than these.")
     earlier = check_report_folder(out)
+    if earlier is not None:  # a page of other figures than the report's is not left, whatever interrupts this
+        (out / "report.html").unlink(missing_ok=True)
     report.write(out / "report.json")
     names = []
     for choice, indices in choose_examples(report).items():

@@ -31,6 +31,21 @@ def checked_folder(out: str | os.PathLike[str]) -> Path:
     return Path(name)
 
 
+def check_outside(folder: Path, data: object) -> None:
+    """Make sure that a run's pictures do not lie among the images that are learned from.
+
+    Raises:
+        InvalidOptionError: If the run's folder is in a folder of images.
+    """
+    parts = data if isinstance(data, list | tuple) else [data]
+    for part in parts:
+        if isinstance(part, str | os.PathLike) and folder.resolve().is_relative_to(Path(part).resolve()):
+            raise InvalidOptionError(
+                f"The run's folder {str(folder)!r} is in the folder of images {str(part)!r}, and its pictures would be"
+                " taken for images; choose another with --out."
+            )
+
+
 def check_given(callbacks: object, loggers: object, transform: object, monitor: object) -> None:
     """Check the kinds of what a run is given as objects.
 

@@ -45,7 +45,7 @@ from transfervae.training._announce import choose_auto_backbone, describe_backbo
 from transfervae.training._caching import build_cache, keep_features, open_cache
 from transfervae.training._checkpoint_io import SafetensorsIO
 from transfervae.training._checkpoints import RunCheckpoints, restore_best_model
-from transfervae.training._checks import check_given, check_samples, checked_folder
+from transfervae.training._checks import check_given, check_outside, check_samples, checked_folder
 from transfervae.training._choose_execution import choose_run_execution
 from transfervae.training._config import (
     MODEL_KEYS,
@@ -197,6 +197,8 @@ def train(
     check_given(callbacks, loggers, transform, monitor)
     console = console or Console(quiet=True)
     folder = RunFolder(checked_folder(out))
+    for images_of in (data, val_data):
+        check_outside(folder.root, images_of)
     if resume:
         folder.check_resumable()
     elif is_first_process():
