@@ -117,8 +117,9 @@ def test_errors_by_part_are_those_of_their_pixels() -> None:
     masks = torch.rand(6, 8, 8, generator=generator) < 0.3
     mean = images.mean(dim=0)
     errors = PartErrors(mean)
-    for image, reconstruction, mask in zip(images, reconstructions, masks, strict=True):
-        errors.update({"part": mask, "rest": ~mask, "nowhere": torch.zeros(8, 8) > 0}, image, reconstruction)
+    named = [{"part": mask, "rest": ~mask, "nowhere": torch.zeros(8, 8) > 0} for mask in masks]
+    for part in (slice(0, 4), slice(4, 6)):
+        errors.update(named[part], images[part], reconstructions[part])
     figures = errors.compute()
     assert figures.keys() == {"part", "rest"}
     inside = masks[:, None].expand_as(images)
@@ -133,12 +134,12 @@ def test_errors_by_part_are_those_of_their_pixels() -> None:
 
 @pytest.mark.usefixtures("without_shape_checks")
 def test_a_perfect_part_has_all_of_its_error_removed() -> None:
-    image = torch.rand(3, 8, 8)
+    image = torch.rand(1, 3, 8, 8)
     errors = PartErrors(torch.zeros(3, 8, 8))
-    errors.update({"all": torch.ones(8, 8) > 0}, image, image)
+    errors.update([{"all": torch.ones(8, 8) > 0}], image, image)
     assert errors.compute()["all"].removed == 1
     with pytest.raises(ShapeError, match="mask 'small'"):
-        errors.update({"small": torch.ones(4, 4) > 0}, image, image)
+        errors.update([{"small": torch.ones(4, 4) > 0}], image, image)
 
 
 def test_energy_by_frequency_is_that_of_a_wave() -> None:

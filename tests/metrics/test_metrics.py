@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from skimage.color import rgb2ycbcr
-from skimage.metrics import peak_signal_noise_ratio
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 
 from tests.strategies import SEEDS
@@ -123,15 +123,25 @@ def test_psnr_and_ssim_are_means_over_images(count: int, seed: int) -> None:
     figures = metrics.compute()
     pairs = list(zip(images.double().numpy(), reconstruction.double().numpy(), strict=True))
     psnr = np.mean([peak_signal_noise_ratio(one, other, data_range=1.0) for one, other in pairs])
-    assert figures["psnr"].item() == pytest.approx(psnr, rel=1e-4)
-    alone = [make_metrics(("ssim",)) for _ in range(count)]
-    for place, metric in enumerate(alone):
-        part = slice(place, place + 1)
-        metric.update(
-            VAEOutput(reconstruction[part], DiagonalGaussian(zeros[part], zeros[part]), zeros[part]), images[part]
-        )
-    mean = np.mean([metric.compute()["ssim"].item() for metric in alone])
-    assert figures["ssim"].item() == pytest.approx(mean, rel=1e-4)
+    assert figures["psnr"].item() == pytest.approx(psnr, rel=1e-6)
+    options = {"data_range": 1.0, "channel_axis": 0, "gaussian_weights": True, "sigma": 1.5}
+    ssim = [structural_similarity(one, other, use_sample_covariance=False, **options) for one, other in pairs]
+    assert figures["ssim"].item() == pytest.approx(np.mean(ssim), abs=1e-6)
+
+
+def test_similarity_at_several_scales_is_1_for_equal_images_and_falls_with_the_noise() -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(2, 3, 180, 176, generator=generator)
+    noise = torch.randn(images.shape, generator=generator)
+    values = []
+    for scale in (0.0, 0.1, 0.3):
+        metric = make_metrics(("ms_ssim",))
+        metric.update(output_for((images + scale * noise).clamp(0, 1)), images)
+        values.append(metric.compute()["ms_ssim"].item())
+    assert values[0] == pytest.approx(1)
+    assert values == sorted(values, reverse=True)
+    with pytest.raises(InvalidOptionError, match="at least 176 pixels a side, got 175x176"):
+        make_metrics(("ms_ssim",)).update(output_for(images[..., :175, :]), images[..., :175, :])
 
 
 @pytest.mark.usefixtures("without_shape_checks")

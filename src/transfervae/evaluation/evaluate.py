@@ -3,22 +3,27 @@
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
-from torch.utils.data import DataLoader
-from torchmetrics import Metric
+from torch.utils.data import DataLoader, Subset
+from torchmetrics import Metric, MetricCollection
 
 from transfervae.data import ImageDataset, open_dataset
 from transfervae.errors import FeatureValueError, InvalidOptionError
+from transfervae.evaluation._ranks import add_up, gather, own_places, processes
+from transfervae.evaluation.latents import measure_latents
+from transfervae.evaluation.likelihood import negative_log_likelihood
 from transfervae.evaluation.parts import Masks, PartErrors, radial_energy
 from transfervae.evaluation.report import ImageFigures, Report
 from transfervae.evaluation.verdicts import Evidence, judge
 from transfervae.losses import rmse
-from transfervae.metrics import AnyMetric, Baseline, baseline_of, make_metrics, mean_image
-from transfervae.metrics.features import FeatureDistance, PooledFeatures
+from transfervae.metrics import AnyMetric, Baseline, Extractor, chroma_error, make_metrics, mean_image
+from transfervae.metrics.features import FID, FeatureDistance
 from transfervae.model import TransferVAE, evaluation_mode
 from transfervae.shapes import Images, check_positive, check_seed, unit_images
 
@@ -40,6 +45,8 @@ def evaluate(
     *,
     metrics: Sequence[AnyMetric] = REPORTED,
     masks: Callable[[int], Masks] | None = None,
+    likelihood_draws: int | None = None,
+    latents: bool = False,
     rows: Sequence[Mapping[str, float]] = (),
     monitor: str = "val/loss",
     batch_size: int = 32,
@@ -49,7 +56,8 @@ def evaluate(
     """Measure a model on images, and say how it was measured.
 
     Figures are those of reconstructions from the posterior's mode, in float32, not rounded to 8 bits; `draw_rmse` is
-    that of one draw per image.
+    that of one draw per image. In a process group of torch.distributed, as `torchrun` makes one, each process measures
+    its share of the images, and all get the report.
 
     Example:
         >>> import transfervae as tv
@@ -63,11 +71,15 @@ def evaluate(
         data: Images in any form that `open_dataset` takes.
         metrics: Names or specs from `METRICS`, or metrics of your own.
         masks: Gives the parts of the image at an index: boolean `[h, w]` by name. Errors are then told by part.
+        likelihood_draws: Also `nll`, the images' negative log-likelihood in nats per image, as
+            `negative_log_likelihood` estimates it with so many draws, at the standard deviation that suits the images
+            best: the root of their mean squared error. None leaves it out.
+        latents: Also what latents tell, as `measure_latents` does; those of all images are kept in memory.
         rows: Figures by epoch, of the model's run, for verdicts on its length.
         monitor: The figure of `rows` that is minimised.
         batch_size: Images computed at once.
         seed: Of the draws.
-        progress: Called with (images done, images in all).
+        progress: Called with (images done, images in all) of this process; again from 0 for each further pass.
 
     Returns:
         The report.
@@ -77,58 +89,45 @@ def evaluate(
         ImageFileError: If images cannot be read.
         FeatureValueError: If the model gives values that are not finite.
         ShapeError: If a mask has another size than the images.
-        InvalidOptionError: If an option is out of range, or a metric needs more images.
+        InvalidOptionError: If an option is out of range, a metric needs more images, or there is no likelihood.
+        WeightsUnavailableError: If a metric's network cannot be fetched.
     """
     if not isinstance(vae, TransferVAE):
         raise InvalidOptionError(f"vae must be a TransferVAE, got {type(vae).__name__}; from_pretrained reads one.")
-    check_positive(batch_size=batch_size)
+    check_positive(batch_size=batch_size, likelihood_draws=1 if likelihood_draws is None else likelihood_draws)
     check_seed(seed)
     if masks is not None and not callable(masks):
         raise InvalidOptionError("masks must be a function from an image's index to its masks by name.")
     wanted = [metric for metric in metrics if metric != "ssim" or min(vae.image_size) >= SMALLEST_SSIM]
     collection = make_metrics(wanted).to(vae.device)
     images = open_dataset(data, vae.image_size)
+    places = own_places(len(images))
+    own = Subset(images, places)
     judged = make_metrics(["rmse", "chroma", "active_units"]).to(vae.device)
-    mean = mean_image(_batches(images, batch_size))
-    errors = PartErrors(mean)
-    generator = torch.Generator(vae.device).manual_seed(seed)
-    digest = hashlib.sha256()
-    baselines: list[Baseline] = []
-    own_errors: list[float] = []
-    draw_errors: list[float] = []
-    error_map = torch.zeros(vae.image_size, dtype=torch.float64)
-    energy = torch.zeros(2, min(vae.image_size) // 2 + 1, dtype=torch.float64)
+    mean = add_up(mean_image(_batches(own, batch_size)).double() * len(places)).div(len(images)).float()
+    sums = _Sums(mean.to(vae.device), torch.Generator(vae.device).manual_seed(seed))
     with evaluation_mode(vae):
-        for pixels in _pixels(images, batch_size):
-            digest.update(pixels.numpy().tobytes())
+        for pixels in _pixels(own, batch_size):
             batch = unit_images(pixels.to(vae.device))
             output = vae(batch)
-            _check_finite(output.reconstruction)
+            draw = vae.decode(output.posterior.sample(generator=sums.generator))
+            _check_finite(output.reconstruction, draw)
             for group in (collection, judged):
                 group.update(output, batch)
-            first = len(own_errors)
-            own_errors += rmse(output.reconstruction, batch).tolist()
-            draw = vae.decode(output.posterior.sample(generator=generator))
-            _check_finite(draw)
-            draw_errors += rmse(draw, batch).tolist()
-            difference = output.reconstruction - batch
-            error_map += difference.abs().double().mean(dim=1).sum(dim=0).cpu()
-            energy[0] += radial_energy(difference).cpu()
-            energy[1] += radial_energy(batch - mean.to(batch)).cpu()
-            baselines += [baseline_of(mean.to(batch), [batch])] * len(batch)
             if masks is not None:
-                for place, pair in enumerate(zip(batch.cpu(), output.reconstruction.cpu(), strict=True), start=first):
-                    errors.update(masks(place), *pair)
+                of_batch = places[len(sums.errors) : len(sums.errors) + len(batch)]
+                sums.parts.update([masks(place) for place in of_batch], batch.cpu(), output.reconstruction.cpu())
+            sums.add(pixels, batch, output.reconstruction, draw)
             if progress is not None:
-                progress(len(own_errors), len(images))
-    figures = {name: float(value) for name, value in collection.compute().items()}
-    figures["draw_rmse"] = sum(draw_errors) / len(draw_errors)
-    unknown = [name for name, value in figures.items() if math.isnan(value)]
-    if unknown:
-        raise FeatureValueError(f"The figure {unknown[0]} is NaN: the model's weights are bad.")
-    baseline = Baseline(*(sum(values) / len(values) for values in zip(*baselines, strict=True)))
+                progress(len(sums.errors), len(places))
+    sums.gather()
+    figures = _computed(collection) | {"draw_rmse": _mean(sums.draw_errors)}
+    if likelihood_draws is not None:
+        sigma = _mean([error**2 for error in sums.errors]) ** 0.5
+        figures["nll"] = _nll(vae, own, batch_size, sigma, likelihood_draws, seed, progress)
+    baseline = Baseline(_mean(sums.baseline_errors), _mean(sums.baseline_chroma))
     evidence = Evidence(
-        figures={name: float(value) for name, value in judged.compute().items()},
+        figures=_computed(judged),
         baseline=baseline._asdict(),
         latent_size=math.prod(vae.latent_shape),
         is_gaussian="logvar" in output.posterior.moments(),
@@ -136,31 +135,109 @@ def evaluate(
         rows=rows,
         monitor=monitor,
     )
-    entries = _entries(images, own_errors)
+    remarks = _remarks(list(collection.values()), len(images))
+    if latents:
+        found = measure_latents(vae, images, batch_size=batch_size, seed=seed, progress=progress)
+        figures |= found.figures
+        remarks += found.remarks
+    protocol = _protocol(vae, images, b"".join(sums.digests), list(collection.values()), seed)
+    entries = _entries(images, sums.errors)
     return Report(
         figures=figures,
         baseline=baseline._asdict(),
-        protocol=_protocol(vae, images, digest.hexdigest(), list(collection.values()), seed),
-        verdicts=[*judge(evidence), *_remarks(list(collection.values()), len(images))],
+        protocol=protocol | {"likelihood_draws": likelihood_draws},
+        verdicts=[*judge(evidence), *remarks],
         images=entries,
         classes=_by_class(entries),
-        parts=errors.compute(),
-        frequencies=(energy[0] / energy[1].clamp(min=1e-12)).tolist(),
-        error_map=(error_map / len(own_errors)).tolist(),
+        parts=sums.parts.compute(),
+        frequencies=(sums.energy[0] / sums.energy[1].clamp(min=1e-12)).tolist(),
+        error_map=(sums.error_map / len(images)).tolist(),
     )
 
 
-def _pixels(images: ImageDataset, batch_size: int) -> Iterator[Tensor]:
+@dataclass
+class _Sums:
+    """What is kept of each image, and summed over all of them; first of this process's, then of all."""
+
+    mean: Float[Tensor, "3 h w"]
+    generator: torch.Generator
+    errors: list[float] = field(default_factory=list)
+    draw_errors: list[float] = field(default_factory=list)
+    baseline_errors: list[float] = field(default_factory=list)
+    baseline_chroma: list[float] = field(default_factory=list)
+    digests: list[bytes] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        height, width = self.mean.shape[1:]
+        self.parts = PartErrors(self.mean.cpu())
+        self.error_map = torch.zeros(height, width, dtype=torch.float64)
+        self.energy = torch.zeros(2, min(height, width) // 2 + 1, dtype=torch.float64)
+
+    def add(self, pixels: Tensor, images: Images, reconstruction: Images, draw: Images) -> None:
+        """Add one batch."""
+        same = self.mean.expand_as(images)
+        self.digests += [hashlib.sha256(image.numpy().tobytes()).digest() for image in pixels]
+        self.errors += rmse(reconstruction, images).tolist()
+        self.draw_errors += rmse(draw, images).tolist()
+        self.baseline_errors += rmse(same, images).tolist()
+        self.baseline_chroma += chroma_error(same, images).tolist()
+        difference = reconstruction - images
+        self.error_map += difference.abs().mean(dim=1).double().sum(dim=0).cpu()
+        self.energy[0] += radial_energy(difference).cpu()
+        self.energy[1] += radial_energy(images - self.mean).cpu()
+
+    def gather(self) -> None:
+        """Take in what other processes have."""
+        for name in ("errors", "draw_errors", "baseline_errors", "baseline_chroma", "digests"):
+            setattr(self, name, gather(getattr(self, name)))
+        self.parts.gather()
+        self.error_map, self.energy = add_up(self.error_map), add_up(self.energy)
+
+
+def _nll(
+    vae: TransferVAE,
+    images: Subset[Tensor],
+    batch_size: int,
+    sigma: float,
+    draws: int,
+    seed: int,
+    progress: Progress | None,
+) -> float:
+    """The mean over the images of all processes, in nats."""
+    values: list[float] = []
+    for batch in _batches(images, batch_size):
+        nats = negative_log_likelihood(
+            vae, batch.to(vae.device), sigma=sigma, draws=draws, seed=(seed + len(values)) % 2**63
+        )
+        values += nats.tolist()
+        if progress is not None:
+            progress(len(values), len(images))
+    return _mean(gather(values))
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _pixels(images: Subset[Tensor], batch_size: int) -> Iterator[Tensor]:
     return iter(DataLoader(images, batch_size=batch_size))
 
 
-def _batches(images: ImageDataset, batch_size: int) -> Iterator[Images]:
+def _batches(images: Subset[Tensor], batch_size: int) -> Iterator[Images]:
     return (unit_images(pixels) for pixels in _pixels(images, batch_size))
 
 
-def _check_finite(values: Tensor) -> None:
-    if not values.isfinite().all():
+def _check_finite(*results: Tensor) -> None:
+    if not all(values.isfinite().all() for values in results):
         raise FeatureValueError("The model gives values that are not finite: its weights are bad.")
+
+
+def _computed(metrics: MetricCollection) -> dict[str, float]:
+    figures = {name: float(value) for name, value in metrics.compute().items()}
+    for name, value in figures.items():
+        if math.isnan(value):
+            raise FeatureValueError(f"The figure {name} is NaN: the model's weights are bad.")
+    return figures
 
 
 def _entries(images: ImageDataset, errors: Sequence[float]) -> list[ImageFigures]:
@@ -184,41 +261,34 @@ def _by_class(entries: Sequence[ImageFigures]) -> dict[str, float]:
 
 def _remarks(metrics: Sequence[Metric], count: int) -> list[str]:
     """Sentences that qualify single figures."""
-    widths = [
-        part.num_features for metric in metrics if isinstance(metric, FeatureDistance) for part in _pooled(metric)
-    ]
+    widths = [metric.num_features for metric in metrics if isinstance(metric, FeatureDistance | FID)]
     return [
         f"The Frechet distance is from {count} images, fewer than its {width} features: it is too high, and only"
-        " comparable at the same number of images. The kernel distance (kd) is not biased."
+        " comparable at the same number of images. The kernel distance (kd, kid) is not biased."
         for width in widths
         if count < width
     ]
 
 
-def _pooled(metric: Metric) -> list[PooledFeatures]:
-    return [part for part in metric.modules() if isinstance(part, PooledFeatures)]
-
-
 def _protocol(
-    vae: TransferVAE, images: ImageDataset, digest: str, metrics: Sequence[Metric], seed: int
+    vae: TransferVAE, images: ImageDataset, digests: bytes, metrics: Sequence[Metric], seed: int
 ) -> dict[str, Any]:
-    extractors = {}
-    for metric in metrics:
-        for part in _pooled(metric):
-            source = part.backbone.provenance
-            extractors[f"{source.name} at {source.place}"] = part.backbone.fingerprint
+    extractors = {
+        part.label: part.fingerprint for metric in metrics for part in metric.modules() if isinstance(part, Extractor)
+    }
     return {
         "image_size": list(vae.image_size),
         "resize": "shorter side, Pillow's bicubic, then the centre; data sets' tensors as they are",
-        "rounding": "images 8 bits, reconstructions not rounded",
+        "rounding": "images 8 bits, reconstructions not rounded but for FID and KID",
         "images": len(images),
-        "images_sha256": digest,
+        "images_sha256": hashlib.sha256(digests).hexdigest(),
         "latent": "mode",
         "draws": "one per image",
         "seed": seed,
         "extractors": extractors,
         "backbone": vae.backbone.config,
         "device": vae.device.type,
+        "processes": processes(),
         **{name: _version(name) for name in VERSIONS},
     }
 

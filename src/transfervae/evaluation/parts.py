@@ -1,6 +1,6 @@
 """Errors by part of the image, such as eyes and hair, from masks."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from transfervae.data import ImageDataset, SelectedImages, ToyFaces
 from transfervae.errors import InvalidOptionError, ShapeError
+from transfervae.evaluation._ranks import gather
 from transfervae.evaluation.report import PartFigures
 from transfervae.shapes import Images
 
@@ -53,31 +54,29 @@ class PartErrors:
             mean: The mean image, whose error is what a model has to remove.
         """
         self._mean = mean
-        self._sums: dict[str, list[tuple[float, float, float]]] = {}
+        self._images: list[dict[str, tuple[float, float, float]]] = []
 
-    def update(self, masks: Masks, image: Float[Tensor, "3 h w"], reconstruction: Float[Tensor, "3 h w"]) -> None:
-        """Add one image.
+    def update(self, masks: Sequence[Masks], images: Images, reconstructions: Images) -> None:
+        """Add a batch of images, each with its masks.
 
         Raises:
-            ShapeError: If a mask has another size than the image.
+            ShapeError: If a mask has another size than the images.
         """
-        own = (reconstruction - image).double().square().mean(dim=0)
-        baseline = (self._mean - image).double().square().mean(dim=0)
-        for name, mask in masks.items():
-            if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-                raise ShapeError(f"The mask {name!r} must be a tensor of truth values [h, w].")
-            if mask.shape != own.shape:
-                raise ShapeError(f"The mask {name!r} must be {list(own.shape)}, got {list(mask.shape)}.")
-            entry = (float(mask.sum()), float(own[mask].sum()), float(baseline[mask].sum()))
-            self._sums.setdefault(name, []).append(entry)
+        own = (reconstructions - images).double().square().mean(dim=1)
+        baseline = (self._mean - images).double().square().mean(dim=1)
+        self._images += [_sum_within(*entry) for entry in zip(masks, own, baseline, strict=True)]
+
+    def gather(self) -> None:
+        """Take in what other processes have."""
+        self._images = gather(self._images)
 
     def compute(self) -> dict[str, PartFigures]:
         """The parts' figures; parts that are in no image are left out."""
         generator = np.random.default_rng(0)
-        total = sum(entry[0] for entries in self._sums.values() for entry in entries)
+        total = sum(pixels for image in self._images for pixels, _, _ in image.values())
         figures = {}
-        for name, entries in self._sums.items():
-            sums = np.array(entries)
+        for name in dict.fromkeys(name for image in self._images for name in image):
+            sums = np.array([image[name] for image in self._images if name in image])
             pixels, own, baseline = sums.sum(axis=0)
             if not pixels or not baseline:
                 continue
@@ -93,6 +92,20 @@ class PartErrors:
                 float(high),
             )
         return figures
+
+
+def _sum_within(
+    masks: Masks, own: Float[Tensor, "h w"], baseline: Float[Tensor, "h w"]
+) -> dict[str, tuple[float, float, float]]:
+    """Pixels of each part, and sums of squares over them."""
+    sums = {}
+    for name, mask in masks.items():
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+            raise ShapeError(f"The mask {name!r} must be a tensor of truth values [h, w].")
+        if mask.shape != own.shape:
+            raise ShapeError(f"The mask {name!r} must be {list(own.shape)}, got {list(mask.shape)}.")
+        sums[name] = (float(mask.sum()), float(own[mask].sum()), float(baseline[mask].sum()))
+    return sums
 
 
 def radial_energy(images: Images) -> Float[Tensor, " f"]:

@@ -22,6 +22,7 @@ SAME_PROTOCOL = (
     "latent",
     "seed",
     "extractors",
+    "likelihood_draws",
     "torchmetrics",
 )
 """Entries of a protocol that must agree before figures are put side by side."""

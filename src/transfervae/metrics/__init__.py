@@ -11,15 +11,21 @@ from transfervae.metrics.compute import (
     make_metrics,
     mean_image,
 )
-from transfervae.metrics.features import FeatureDistance, KernelDistance
+from transfervae.metrics.extractors import Extractor, InceptionFeatures, PooledFeatures
+from transfervae.metrics.features import FID, KID, FeatureDistance, KernelDistance
 from transfervae.metrics.latents import ActiveUnits, Information, LatentMoments, MeanKL, Rate
 from transfervae.metrics.mean import MeanOverImages
-from transfervae.metrics.reconstruction import L1, PSNR, RMSE, SSIM
+from transfervae.metrics.perceptual import LPIPS
+from transfervae.metrics.reconstruction import L1, MSSSIM, PSNR, RMSE, SSIM
 
 __all__ = [
     "DEFAULT_METRICS",
+    "FID",
+    "KID",
     "L1",
+    "LPIPS",
     "METRICS",
+    "MSSSIM",
     "PSNR",
     "RMSE",
     "SSIM",
@@ -27,12 +33,15 @@ __all__ = [
     "AnyMetric",
     "Baseline",
     "ChromaError",
+    "Extractor",
     "FeatureDistance",
+    "InceptionFeatures",
     "Information",
     "KernelDistance",
     "LatentMoments",
     "MeanKL",
     "MeanOverImages",
+    "PooledFeatures",
     "Rate",
     "baseline_of",
     "chroma_error",

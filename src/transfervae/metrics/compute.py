@@ -12,9 +12,10 @@ from torchmetrics import Metric, MetricCollection
 from transfervae.errors import InvalidOptionError
 from transfervae.losses import rmse
 from transfervae.metrics.color import ChromaError, chroma_error
-from transfervae.metrics.features import FeatureDistance, KernelDistance
+from transfervae.metrics.features import FID, KID, FeatureDistance, KernelDistance
 from transfervae.metrics.latents import ActiveUnits, Information, MeanKL, Rate
-from transfervae.metrics.reconstruction import L1, PSNR, RMSE, SSIM
+from transfervae.metrics.perceptual import LPIPS
+from transfervae.metrics.reconstruction import L1, MSSSIM, PSNR, RMSE, SSIM
 from transfervae.model import TransferVAE
 from transfervae.options import PartTable, Spec
 
@@ -32,6 +33,10 @@ METRICS = PartTable(
         "information": Information,
         "fd": FeatureDistance,
         "kd": KernelDistance,
+        "ms_ssim": MSSSIM,
+        "lpips": LPIPS,
+        "fid": FID,
+        "kid": KID,
     },
 )
 """Metrics by name: torchmetrics whose `update` takes the model's output and the images."""

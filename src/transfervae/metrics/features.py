@@ -1,17 +1,18 @@
 """Distances of two sets of images in the space of a frozen network's features."""
 
+import os
 import warnings
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from transfervae.backbones import FrozenBackbone, create_backbone
 from transfervae.errors import InvalidOptionError
+from transfervae.metrics.extractors import InceptionFeatures, PooledFeatures
 from transfervae.model import VAEOutput
 from transfervae.options import records_options
 from transfervae.shapes import Images
@@ -21,51 +22,25 @@ SUBSETS = 100
 SUBSET_SIZE = 1000
 
 
-class PooledFeatures(nn.Module):
-    """A backbone's features, averaged over positions: one vector per image.
-
-    Attributes:
-        backbone: The network.
-        num_features: Length of the vectors.
-    """
-
-    def __init__(self, extractor: str, node: int | str | None, weights: str | None) -> None:
-        """Create the network; arguments as in `FeatureDistance`."""
-        super().__init__()
-        self.backbone: FrozenBackbone = create_backbone(extractor, node=node, weights=weights)
-        self.num_features = self.backbone.out_channels
-
-    def forward(self, images: Images) -> Tensor:
-        """Features `[b, num_features]` of images in [0, 1]."""
-        features: Tensor = self.backbone(images)
-        return features.flatten(2).mean(dim=2).float()
-
-
 class _OfReconstructions:
-    """Compares reconstructions with images in a network's pooled features; comes before a metric of torchmetrics.
+    """Compares reconstructions with images in a network's features; comes before a metric of torchmetrics.
 
     Attributes:
         settings: Further arguments of that metric.
+        num_features: Length of the vectors.
     """
 
     settings: Mapping[str, Any] = MappingProxyType({})
+    num_features: int
 
-    def __init__(
-        self, *, extractor: str = DEFAULT_EXTRACTOR, node: int | str | None = None, weights: str | None = "default"
-    ) -> None:
-        """Start empty.
-
-        Args:
-            extractor: Name of a backbone, as `create_backbone` takes it.
-            node: Where its features are read; its default if None.
-            weights: Its weights: default, a file, or none.
-        """
+    def start(self, extractor: PooledFeatures | InceptionFeatures) -> None:
+        """Start empty, with a network whose features are compared."""
+        self.num_features = extractor.num_features
         metric: Any = super()
         with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", message=".*will save all extracted features.*"
-            )  # `KernelDistance` says so
-            metric.__init__(feature=PooledFeatures(extractor, node, weights), normalize=True, **self.settings)
+            # `KernelDistance` says so
+            warnings.filterwarnings("ignore", message=".*will save all extracted features.*")
+            metric.__init__(feature=extractor, normalize=True, **self.settings)
 
     def update(self, output: VAEOutput, images: Images) -> None:
         """Add one batch of images and their reconstructions."""
@@ -74,15 +49,7 @@ class _OfReconstructions:
         metric.update(output.reconstruction.float(), real=False)
 
 
-@records_options
-class FeatureDistance(_OfReconstructions, FrechetInceptionDistance):  # type: ignore[misc] # update takes other arguments
-    """Frechet distance of reconstructions to images in a network's pooled features (Heusel et al. 2017).
-
-    Images go to the network as they are, in [0, 1], neither resized nor rounded to 8 bits. Means and covariances are
-    summed in float64, and no features are kept. With fewer images than features the covariances are singular: the
-    distance is then biased upwards, and only comparable at the same number of images.
-    """
-
+class _FrechetDistance(_OfReconstructions, FrechetInceptionDistance):  # type: ignore[misc] # update takes other arguments
     higher_is_better = False
 
     def compute(self) -> Tensor:
@@ -95,14 +62,7 @@ class FeatureDistance(_OfReconstructions, FrechetInceptionDistance):  # type: ig
         return super().compute()
 
 
-@records_options
-class KernelDistance(_OfReconstructions, KernelInceptionDistance):  # type: ignore[misc] # update takes other arguments
-    """Kernel distance of reconstructions to images in a network's pooled features (Binkowski et al. 2018).
-
-    The mean over 100 random subsets of up to 1,000 images; unlike `FeatureDistance` it is unbiased, so that it suits
-    few images. All features are kept, on the device.
-    """
-
+class _KernelDistance(_OfReconstructions, KernelInceptionDistance):  # type: ignore[misc] # update takes other arguments
     higher_is_better = False
     settings = MappingProxyType({"subsets": SUBSETS, "subset_size": SUBSET_SIZE})
 
@@ -119,6 +79,81 @@ class KernelDistance(_OfReconstructions, KernelInceptionDistance):  # type: igno
             torch.manual_seed(0)  # the same subsets every time
             mean, _ = super().compute()
         return mean
+
+
+@records_options
+class FeatureDistance(_FrechetDistance):
+    """Frechet distance of reconstructions to images in a backbone's pooled features (Heusel et al. 2017).
+
+    Images go to the network as they are, in [0, 1], neither resized nor rounded to 8 bits. Means and covariances are
+    summed in float64, and no features are kept. With fewer images than features the covariances are singular: the
+    distance is then biased upwards, and only comparable at the same number of images.
+    """
+
+    def __init__(
+        self,
+        *,
+        extractor: str = DEFAULT_EXTRACTOR,
+        node: int | str | None = None,
+        weights: str | os.PathLike[str] | None = "default",
+    ) -> None:
+        """Start empty.
+
+        Args:
+            extractor: Name of a backbone, as `create_backbone` takes it.
+            node: Where its features are read; its default if None.
+            weights: Its weights: default, a file, or none.
+        """
+        self.start(PooledFeatures(extractor, node, weights))
+
+
+@records_options
+class KernelDistance(_KernelDistance):
+    """Kernel distance of reconstructions to images in a backbone's pooled features (Binkowski et al. 2018).
+
+    The mean over 100 random subsets of up to 1,000 images; unlike `FeatureDistance` it is unbiased, so that it suits
+    few images. All features are kept, on the device.
+    """
+
+    def __init__(
+        self,
+        *,
+        extractor: str = DEFAULT_EXTRACTOR,
+        node: int | str | None = None,
+        weights: str | os.PathLike[str] | None = "default",
+    ) -> None:
+        """Start empty; arguments as in `FeatureDistance`."""
+        self.start(PooledFeatures(extractor, node, weights))
+
+
+@records_options
+class FID(_FrechetDistance):
+    """Frechet Inception distance of reconstructions to images (Heusel et al. 2017), as torch-fidelity computes it.
+
+    Published figures of reconstructions (rFID) are for 256x256 images, mostly 50,000 of them; with fewer than 2,048 the
+    covariances are singular, and the distance is biased upwards.
+    """
+
+    def __init__(self, *, weights: str | os.PathLike[str] = "default") -> None:
+        """Start empty.
+
+        Args:
+            weights: Of Inception: "default" for those of torch-fidelity, which are fetched once (96 MB); or a file of
+                them.
+        """
+        self.start(InceptionFeatures(weights))
+
+
+@records_options
+class KID(_KernelDistance):
+    """Kernel Inception distance of reconstructions to images (Binkowski et al. 2018), as torch-fidelity computes it.
+
+    The mean over 100 random subsets of up to 1,000 images. It is unbiased, so that it suits few images.
+    """
+
+    def __init__(self, *, weights: str | os.PathLike[str] = "default") -> None:
+        """Start empty; arguments as in `FID`."""
+        self.start(InceptionFeatures(weights))
 
 
 def _check_count(images: int) -> None:

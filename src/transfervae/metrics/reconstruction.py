@@ -2,13 +2,25 @@
 
 from typing import Any
 
-from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
+import torch
+from torchmetrics.functional.image import (
+    multiscale_structural_similarity_index_measure,
+    structural_similarity_index_measure,
+)
+from torchmetrics.image import PeakSignalNoiseRatio
 
+from transfervae.errors import InvalidOptionError
 from transfervae.losses import l1, rmse
 from transfervae.metrics.mean import MeanOverImages
 from transfervae.model import VAEOutput
 from transfervae.options import records_options
 from transfervae.shapes import Images, PerItem
+
+WINDOW = 11
+"""Width of the window of structural similarity, in pixels."""
+
+SMALLEST_MS_SSIM = 16 * WINDOW
+"""Shortest side of images that fit the window at the coarsest of five scales, in pixels."""
 
 
 @records_options
@@ -47,17 +59,46 @@ class PSNR(PeakSignalNoiseRatio):
 
 
 @records_options
-class SSIM(StructuralSimilarityIndexMeasure):
-    """Structural similarity (Wang et al. 2004) of each image for values in [0, 1], mean over images."""
+class SSIM(MeanOverImages):
+    """Structural similarity (Wang et al. 2004) of each image for values in [0, 1], mean over images.
 
-    def __init__(self) -> None:
-        """Start empty."""
-        super().__init__(data_range=1.0)
+    Windows are Gaussian, 11 pixels wide with a standard deviation of 1.5. As in the paper and in scikit-image, the mean
+    is over windows that lie within the image; images of 10 pixels a side or fewer are continued by reflection.
+    """
 
-    def update(self, output: VAEOutput, images: Images) -> None:  # type: ignore[override]
-        """Add one batch; arguments as in `RMSE`. Sides must be at least 6 pixels long."""
-        super().update(output.reconstruction.float(), images)
+    higher_is_better = True
 
-    def compute(self) -> Any:
-        """The mean over the images, in [-1, 1]."""
-        return super().compute()
+    def values(self, output: VAEOutput, images: Images) -> PerItem:
+        """The value of each image, `[b]`. Sides must be at least 6 pixels long."""
+        _, similarity = structural_similarity_index_measure(
+            output.reconstruction.float(), images, data_range=1.0, return_full_image=True
+        )
+        border = WINDOW // 2 if min(images.shape[2:]) >= WINDOW else 0
+        inside = torch.as_tensor(similarity)[..., border : images.shape[2] - border, border : images.shape[3] - border]
+        return inside.flatten(1).mean(dim=1)
+
+
+@records_options
+class MSSSIM(MeanOverImages):
+    """Multi-scale structural similarity (Wang et al. 2003) for values in [0, 1], mean over images.
+
+    Five scales with a window of 11 pixels: images must be at least 176 pixels a side.
+    """
+
+    higher_is_better = True
+
+    def values(self, output: VAEOutput, images: Images) -> PerItem:
+        """The value of each image, `[b]`.
+
+        Raises:
+            InvalidOptionError: If the images are too small.
+        """
+        if min(images.shape[2:]) < SMALLEST_MS_SSIM:
+            raise InvalidOptionError(
+                f"ms_ssim needs images of at least {SMALLEST_MS_SSIM} pixels a side, got {images.shape[2]}x"
+                f"{images.shape[3]}; ssim takes smaller ones."
+            )
+        similarity: Any = multiscale_structural_similarity_index_measure(
+            output.reconstruction.float(), images, data_range=1.0, reduction="none"
+        )
+        return torch.as_tensor(similarity)
