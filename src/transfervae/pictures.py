@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 GAP = 2
 ROW = 8
+"""Images in a row."""
 SMALLEST_TILE = 64
 
 FROZEN_COLOR = "#9db8d6"

@@ -3,10 +3,11 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from tests.integration.command import TINY, assert_one_line_error, assert_succeeds, run
+from tests.integration.command import TINY, assert_one_line_error, assert_succeeds, run, run_python
 from transfervae.data import ToyFaces
 from transfervae.pictures import write_grid
 
@@ -133,3 +134,52 @@ def test_a_run_is_not_put_among_its_images(photographs: Path) -> None:
     process = run("train", photographs, *TINY, "--epochs", "1", "--out", photographs / "runs" / "one")
     assert_one_line_error(process, "would be taken for images")
     assert not (photographs / "runs").exists()
+
+
+def test_further_figures_are_printed_as_json(trained: Path, photographs: Path, tmp_path: Path) -> None:
+    metrics = "[rmse, {name: kd, extractor: 'timm:test_resnet', weights: null}]"
+    options = ("--metrics", metrics, "--latents", "--likelihood", "2", "--json", "--out", tmp_path)
+    printed = json.loads(assert_succeeds(run("evaluate", trained, photographs, *options)))
+    names = {"rmse", "kd", "nll", "linear_probe", "features_nearest_class", "mutual_information"}
+    assert names <= printed["figures"].keys()
+    assert "images" not in printed
+    written = json.loads((tmp_path / "report.json").read_text())
+    assert written["figures"] == printed["figures"]
+    compared = json.loads(assert_succeeds(run("evaluate", "--compare", "--json", *[tmp_path / "report.json"] * 2)))
+    assert compared["rmse"] == {str(tmp_path / "report.json"): printed["figures"]["rmse"]}
+    assert_one_line_error(run("evaluate", trained, "--metrics", "[rmse, {"), "no list in YAML")
+    assert_one_line_error(run("evaluate", trained, "--likelihood", "0"), "likelihood_draws")
+
+
+def test_two_processes_measure_what_one_measures(trained: Path, tmp_path: Path) -> None:
+    options = ("--parts", "--metrics", "rmse,ssim,information,active_units", "--latents")
+    assert_succeeds(run("evaluate", trained, *options, "--out", tmp_path / "one"))
+    command = ("-m", "transfervae", "evaluate", trained, *options, "--devices", "2", "--out", tmp_path / "two")
+    screen = assert_succeeds(run_python(*command))
+    assert screen.count("Errors by part") == 1
+    one, two = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("one", "two"))
+    assert two["protocol"] == one["protocol"] | {"processes": 2}
+    del one["figures"]["draw_rmse"], two["figures"]["draw_rmse"]  # each process has draws of its own
+    assert two["figures"] == pytest.approx(one["figures"], rel=1e-4)
+    assert [entry["name"] for entry in two["images"]] == [entry["name"] for entry in one["images"]]
+    assert two["parts"]["eyes"] == pytest.approx(one["parts"]["eyes"], rel=1e-4)
+    assert np.allclose(two["error_map"], one["error_map"], atol=1e-6)
+
+
+def test_neighbours_and_outliers_are_named_and_drawn(trained: Path, photographs: Path, tmp_path: Path) -> None:
+    image = photographs / "class1" / "1.png"
+    out = tmp_path / "nearest.png"
+    screen = assert_succeeds(run("nearest", trained, image, photographs, "-n", "3", "--out", out))
+    assert screen.count(".png") == 4
+    assert str(image) not in screen
+    with Image.open(out) as picture:
+        assert picture.height > picture.width / 2
+    out = tmp_path / "outliers.png"
+    screen = assert_succeeds(run("outliers", trained, photographs, "-n", "20", "--out", out))
+    assert screen.count("class") == 12
+    assert "log-density" in screen
+    with Image.open(out) as picture:
+        picture.load()
+    assert_one_line_error(run("nearest", trained, "nowhere.png", photographs), "no image 'nowhere.png'")
+    assert_one_line_error(run("nearest", trained, image, image), "no other image")
+    assert_one_line_error(run("outliers", trained, photographs, "-n", "0"), "count")

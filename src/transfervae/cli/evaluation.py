@@ -1,9 +1,12 @@
 """Commands that measure models: evaluate, and compare."""
 
+import json
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -13,6 +16,7 @@ from transfervae.cli.declared import read_file
 from transfervae.cli.images import load
 from transfervae.data import open_dataset
 from transfervae.errors import InvalidOptionError, RunFolderError
+from transfervae.options import Spec
 from transfervae.progress import progress_bar
 
 COMPARED = "Measured alike"
@@ -28,26 +32,37 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option(help="Folder of the report; evaluation in the model's folder if none.")
     ] = None,
-    metrics: Annotated[str | None, typer.Option(help="What to measure, with commas.")] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(help="What to measure: rmse,psnr,lpips or with options [rmse, {name: lpips, network: vgg}]."),
+    ] = None,
     extractor: Annotated[
         str | None, typer.Option(help="Also distances of features (fd, kd), by this backbone: packaged, timm:NAME, …")
     ] = None,
+    likelihood: Annotated[
+        int | None, typer.Option(help="Also the negative log-likelihood, from so many draws per image.")
+    ] = None,
+    latents: Annotated[
+        bool, typer.Option("--latents", help="Also what latents tell: classes (folders), mutual information, factors.")
+    ] = False,
     parts: Annotated[bool, typer.Option("--parts", help="Errors by part of the face; for drawn faces.")] = False,
     compare_reports: Annotated[
         bool, typer.Option("--compare", help="Put reports (report.json) side by side, if they were measured alike.")
     ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures and the protocol as JSON.")] = False,
     batch_size: Annotated[int, typer.Option(help="Images computed at once.")] = 32,
     seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
     skip_bad: SkipBad = False,
     weights: Weights = None,
     device: Device = "cpu",
+    devices: Annotated[int, typer.Option(help="How many of them; the images are shared out.")] = 1,
 ) -> None:
     """Measure a model on images, and write a report: JSON, one HTML page that opens offline, and its pictures.
 
     Example: transfervae evaluate runs/faces    or: transfervae evaluate runs/faces other-photos --extractor packaged
     """
     if compare_reports:
-        _compare([model, *(data or [])])
+        _compare([model, *(data or [])], as_json=as_json)
         return
     from transfervae.evaluation import REPORTED, write_report
     from transfervae.evaluation import evaluate as measure
@@ -58,26 +73,67 @@ def evaluate(
     if out is None and folder.is_symlink():
         raise InvalidOptionError(f"{str(folder)!r} is a link; say with --out where the report goes.")
     check_report_folder(folder)
-    vae = load(model, weights, device)
-    images, rows = _open(model, data, vae.image_size, skip_bad=skip_bad)
-    wanted: list[Any] = list(REPORTED if metrics is None else [name.strip() for name in metrics.split(",")])
+    wanted: list[Any] = list(REPORTED) if metrics is None else parse_metrics(metrics)
     if extractor is not None:
         wanted += [{"name": name, "extractor": extractor} for name in ("fd", "kd")]
-    with progress_bar(screen, "evaluating") as progress:
+    device, is_first = _start_processes(device, devices)
+    console = Console(stderr=True, quiet=not is_first) if as_json else Console(quiet=not is_first)
+    vae = load(model, weights, device)
+    images, rows = _open(model, data, vae.image_size, skip_bad=skip_bad)
+    with progress_bar(console, "evaluating") as progress:
         report = measure(
             vae,
             images,
             metrics=wanted,
             masks=face_masks(images) if parts else None,
+            likelihood_draws=likelihood,
+            latents=latents,
             rows=rows,
             batch_size=batch_size,
             seed=seed,
             progress=progress,
         )
+    if not is_first:
+        return
     write_report(folder, report, vae, images)
+    if as_json:
+        typer.echo(json.dumps(report.to_dict(with_images=False), indent=1))
+        return
     _print(report)
     say(f"{folder / 'report.html'}  pictures, errors and the protocol")
     say(f"{folder / 'report.json'}  to compare: transfervae evaluate --compare A/report.json B/report.json")
+
+
+def parse_metrics(text: str) -> list[Any]:
+    """Read names with commas, or a list in YAML whose entries may have options.
+
+    Raises:
+        InvalidOptionError: If it is neither.
+    """
+    if not text.lstrip().startswith("["):
+        return [name.strip() for name in text.split(",")]
+    yaml = import_module("yaml")
+    try:
+        entries = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InvalidOptionError(f"--metrics is no list in YAML: {' '.join(str(error).split())}") from error
+    return [entry if isinstance(entry, str) else Spec.parse(entry, "metric") for entry in entries]
+
+
+def _start_processes(device: str, devices: int) -> tuple[str, bool]:
+    """Start the further processes that share the work: this one's device, and whether it is the first."""
+    if devices == 1:
+        return device, True
+    from transfervae.training.engine import is_first_process, make_fabric, quiet_engine
+    from transfervae.training.options import EngineOptions
+
+    kind, _, index = device.partition(":")
+    if index:
+        raise InvalidOptionError(f"--devices counts devices of a kind; write --device {kind} without a number.")
+    with quiet_engine():
+        fabric = make_fabric(EngineOptions(accelerator=kind, devices=devices, strategy="ddp"))
+        fabric.launch()
+    return str(fabric.device), is_first_process()
 
 
 @app.command()
@@ -139,7 +195,7 @@ def compare(
             paths,
             out=out,
             seeds=seeds,
-            metrics=REPORTED if metrics is None else [name.strip() for name in metrics.split(",")],
+            metrics=REPORTED if metrics is None else parse_metrics(metrics),
             parts=parts,
             console=screen,
         )
@@ -222,7 +278,7 @@ def _print(report: Any) -> None:
         screen.print(f"[yellow]{escape(verdict)}[/]", highlight=False)
 
 
-def _compare(paths: list[Path]) -> None:
+def _compare(paths: list[Path], *, as_json: bool) -> None:
     from transfervae.evaluation import Report, compare_reports
     from transfervae.evaluation.sheet import NAMES
 
@@ -230,8 +286,12 @@ def _compare(paths: list[Path]) -> None:
     if len(files) < 2:
         raise InvalidOptionError("--compare needs two reports or more.")
     reports = {str(path): Report.read(path) for path in files}
+    compared = compare_reports(reports)
+    if as_json:
+        typer.echo(json.dumps(compared, indent=1))
+        return
     table = Table("figure", *map(escape, reports), title=COMPARED, title_justify="left")
-    for figure, values in compare_reports(reports).items():
+    for figure, values in compared.items():
         table.add_row(
             escape(NAMES.get(figure, figure)), *(f"{values[name]:.4g}" if name in values else "" for name in reports)
         )

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 from rich.markup import escape
 from rich.table import Table
@@ -35,7 +36,7 @@ def reconstruct(
     """
     check_suffix(out, ".png", "")
     vae = load(model, weights, device)
-    dataset = _open_images(images, vae, skip_bad)
+    dataset = open_images(images, vae, skip_bad=skip_bad)
     pairs = reconstruct_images(vae, dataset)
     if out.suffix == ".png":
         write_pairs(out, *pairs)
@@ -80,7 +81,7 @@ def encode(
     """
     check_suffix(out, ".npz")
     vae = load(model, weights, device)
-    dataset = _open_images(data, vae, skip_bad)
+    dataset = open_images(data, vae, skip_bad=skip_bad)
     with progress_bar(screen, "encoding") as progress:
         posterior = encode_images(vae, dataset, progress=lambda done: progress(done, len(dataset)))
     write_latents(out, dataset.paths, posterior)
@@ -107,8 +108,9 @@ def load(folder: Path, weights: str | None, device: str) -> TransferVAE:
         raise InvalidOptionError(f"The device {device!r} cannot be used: {str(error).splitlines()[0]}") from None
 
 
-def _open_images(paths: list[Path], vae: TransferVAE, skip_bad: bool) -> ImageFolder:
-    dataset = ImageFolder(paths, vae.image_size, skip_bad=skip_bad)
+def open_images(paths: list[Path], vae: TransferVAE, *, skip_bad: bool) -> ImageFolder:
+    """Images of the model's size; those that were skipped are named."""
+    dataset = ImageFolder(paths, vae.image_size, dtype=torch.uint8, skip_bad=skip_bad)
     for reason in dataset.bad.values():
         screen.print(f"[yellow]skipped:[/] {escape(reason)}", soft_wrap=True, highlight=False)
     if dataset.bad:

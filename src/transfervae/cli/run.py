@@ -9,7 +9,7 @@ from rich.markup import escape
 
 from transfervae.backbones import LicenseWarning
 from transfervae.backbones.frozen import is_out_of_memory
-from transfervae.cli import evaluation, images  # noqa: F401 - they add their commands
+from transfervae.cli import evaluation, images, latents  # noqa: F401 - they add their commands
 from transfervae.cli.app import FAILED, INTERRUPTED, app, errors
 from transfervae.cli.declared import add_command, unknown_option
 from transfervae.cli.networks import SUMMARY_ABOUT, add_summary

@@ -4,6 +4,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -15,7 +16,6 @@ from torchmetrics import Metric, MetricCollection
 
 from transfervae.data import ImageDataset, open_dataset
 from transfervae.errors import FeatureValueError, InvalidOptionError
-from transfervae.evaluation._ranks import add_up, gather, own_places, processes
 from transfervae.evaluation.latents import measure_latents
 from transfervae.evaluation.likelihood import negative_log_likelihood
 from transfervae.evaluation.parts import Masks, PartErrors, radial_energy
@@ -25,6 +25,7 @@ from transfervae.losses import rmse
 from transfervae.metrics import AnyMetric, Baseline, Extractor, chroma_error, make_metrics, mean_image
 from transfervae.metrics.features import FID, FeatureDistance
 from transfervae.model import TransferVAE, evaluation_mode
+from transfervae.ranks import add_up, count_processes, gather, on_all_ranks, own_places
 from transfervae.shapes import Images, check_positive, check_seed, unit_images
 
 REPORTED = ("rmse", "l1", "psnr", "ssim", "chroma", "kl", "rate", "information", "active_units")
@@ -101,36 +102,25 @@ def evaluate(
     wanted = [metric for metric in metrics if metric != "ssim" or min(vae.image_size) >= SMALLEST_SSIM]
     collection = make_metrics(wanted).to(vae.device)
     images = open_dataset(data, vae.image_size)
-    places = own_places(len(images))
-    own = Subset(images, places)
+    own = Subset(images, own_places(len(images)))
     judged = make_metrics(["rmse", "chroma", "active_units"]).to(vae.device)
-    mean = add_up(mean_image(_batches(own, batch_size)).double() * len(places)).div(len(images)).float()
+    mean = on_all_ranks(lambda: mean_image(_batches(own, batch_size)))
+    mean = add_up(mean.double() * len(own)).div(len(images)).float()
     sums = _Sums(mean.to(vae.device), torch.Generator(vae.device).manual_seed(seed))
-    with evaluation_mode(vae):
-        for pixels in _pixels(own, batch_size):
-            batch = unit_images(pixels.to(vae.device))
-            output = vae(batch)
-            draw = vae.decode(output.posterior.sample(generator=sums.generator))
-            _check_finite(output.reconstruction, draw)
-            for group in (collection, judged):
-                group.update(output, batch)
-            if masks is not None:
-                of_batch = places[len(sums.errors) : len(sums.errors) + len(batch)]
-                sums.parts.update([masks(place) for place in of_batch], batch.cpu(), output.reconstruction.cpu())
-            sums.add(pixels, batch, output.reconstruction, draw)
-            if progress is not None:
-                progress(len(sums.errors), len(places))
+    measure = partial(_measure, vae, own, (collection, judged), sums, masks, batch_size, progress)
+    is_gaussian = on_all_ranks(measure)
     sums.gather()
     figures = _computed(collection) | {"draw_rmse": _mean(sums.draw_errors)}
     if likelihood_draws is not None:
         sigma = _mean([error**2 for error in sums.errors]) ** 0.5
-        figures["nll"] = _nll(vae, own, batch_size, sigma, likelihood_draws, seed, progress)
+        nll = partial(_nll, vae, own, batch_size, sigma, likelihood_draws, seed, progress)
+        figures["nll"] = _mean(gather(on_all_ranks(nll)))
     baseline = Baseline(_mean(sums.baseline_errors), _mean(sums.baseline_chroma))
     evidence = Evidence(
         figures=_computed(judged),
         baseline=baseline._asdict(),
         latent_size=math.prod(vae.latent_shape),
-        is_gaussian="logvar" in output.posterior.moments(),
+        is_gaussian=is_gaussian,
         has_pretrained_backbone=vae.backbone.provenance.weights is not None,
         rows=rows,
         monitor=monitor,
@@ -153,6 +143,33 @@ def evaluate(
         frequencies=(sums.energy[0] / sums.energy[1].clamp(min=1e-12)).tolist(),
         error_map=(sums.error_map / len(images)).tolist(),
     )
+
+
+def _measure(
+    vae: TransferVAE,
+    images: Subset[Tensor],
+    groups: Sequence[MetricCollection],
+    sums: "_Sums",
+    masks: Callable[[int], Masks] | None,
+    batch_size: int,
+    progress: Progress | None,
+) -> bool:
+    """Add the images of this process to metrics and sums; whether the posteriors are Gaussian."""
+    with evaluation_mode(vae):
+        for pixels in _pixels(images, batch_size):
+            batch = unit_images(pixels.to(vae.device))
+            output = vae(batch)
+            draw = vae.decode(output.posterior.sample(generator=sums.generator))
+            _check_finite(output.reconstruction, draw)
+            for group in groups:
+                group.update(output, batch)
+            if masks is not None:
+                places = images.indices[len(sums.errors) : len(sums.errors) + len(batch)]
+                sums.parts.update([masks(place) for place in places], batch.cpu(), output.reconstruction.cpu())
+            sums.add(pixels, batch, output.reconstruction, draw)
+            if progress is not None:
+                progress(len(sums.errors), len(images))
+    return "logvar" in output.posterior.moments()
 
 
 @dataclass
@@ -202,8 +219,8 @@ def _nll(
     draws: int,
     seed: int,
     progress: Progress | None,
-) -> float:
-    """The mean over the images of all processes, in nats."""
+) -> list[float]:
+    """Of each image of this process, in nats."""
     values: list[float] = []
     for batch in _batches(images, batch_size):
         nats = negative_log_likelihood(
@@ -212,7 +229,7 @@ def _nll(
         values += nats.tolist()
         if progress is not None:
             progress(len(values), len(images))
-    return _mean(gather(values))
+    return values
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -288,7 +305,7 @@ def _protocol(
         "extractors": extractors,
         "backbone": vae.backbone.config,
         "device": vae.device.type,
-        "processes": processes(),
+        "processes": count_processes(),
         **{name: _version(name) for name in VERSIONS},
     }
 

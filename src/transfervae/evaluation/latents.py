@@ -1,8 +1,9 @@
 """What latents tell: classes, their neighbours, the images themselves, and the factors that images were drawn from."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import astuple
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -13,11 +14,11 @@ from torch.utils.data import DataLoader, Subset
 
 from transfervae.data import ImageDataset, SelectedImages, ToyFaces
 from transfervae.errors import InvalidOptionError
-from transfervae.evaluation._ranks import gather, own_places
 from transfervae.evaluation.disentanglement import disentanglement
 from transfervae.evaluation.probes import probe
 from transfervae.model import TransferVAE, evaluation_mode
 from transfervae.posteriors import DiagonalGaussian
+from transfervae.ranks import gather, on_all_ranks, own_places
 from transfervae.shapes import check_seed, unit_images
 
 LONGEST = 4096
@@ -66,37 +67,41 @@ def measure_latents(
         MissingExtraError: If scikit-learn is not installed, and there are classes or factors.
     """
     check_seed(seed)
-    places = own_places(len(images))
-    rows: list[tuple[Tensor, Tensor | None, Tensor]] = []
-    with evaluation_mode(vae):
-        for pixels in DataLoader(Subset(images, places), batch_size=batch_size):
-            batch = unit_images(pixels.to(vae.device))
-            posterior = vae.encode(batch)
-            means = posterior.mean.cpu()
-            logvars: Sequence[Tensor | None] = [None] * len(batch)
-            if isinstance(posterior, DiagonalGaussian):
-                logvars = list(posterior.logvar.cpu())
-            rows += zip(means, logvars, as_vectors(vae.backbone(batch)).cpu(), strict=True)
-            if progress is not None:
-                progress(len(rows), len(places))
-    rows = gather(rows)
+    own = Subset(images, own_places(len(images)))
+    rows = gather(on_all_ranks(partial(_encode, vae, own, batch_size, progress)))
     latents, features = (torch.stack(values) for values in ([row[0] for row in rows], [row[2] for row in rows]))
     spreads = [row[1] for row in rows if row[1] is not None]
     figures: dict[str, float] = {}
     remarks: list[str] = []
     if spreads:
         figures["mutual_information"] = mutual_information(DiagonalGaussian(latents, torch.stack(spreads)), seed=seed)
-    try:
-        figures |= _probe_figures(as_vectors(latents), features, images)
-    except InvalidOptionError as error:
-        remarks.append(f"Classes were not probed: {error}")
-    factors = known_factors(images)
-    if factors is not None and latents[0].numel() > LONGEST_FOR_FACTORS:
-        remarks.append(f"Factors were not looked for: the latent has more than {LONGEST_FOR_FACTORS} numbers.")
-    elif factors is not None:
-        found = disentanglement(latents.flatten(1), factors)
-        figures |= {f"dci_{name}" if name != "mig" else name: value for name, value in found._asdict().items()}
+    measures = {
+        "Classes were not probed": lambda: _probe_figures(as_vectors(latents), features, images),
+        "Factors were not looked for": lambda: _factor_figures(latents, images),
+    }
+    for missing, measure in measures.items():
+        try:
+            figures |= measure()
+        except InvalidOptionError as error:
+            remarks.append(f"{missing}: {error}")
     return LatentFigures(figures, remarks)
+
+
+def _encode(
+    vae: TransferVAE, images: Subset[Tensor], batch_size: int, progress: Callable[[int, int], None] | None
+) -> list[tuple[Tensor, Tensor | None, Tensor]]:
+    """Mean, logarithm of the variance if there is one, and features of each image."""
+    rows: list[tuple[Tensor, Tensor | None, Tensor]] = []
+    with evaluation_mode(vae):
+        for pixels in DataLoader(images, batch_size=batch_size):
+            batch = unit_images(pixels.to(vae.device))
+            posterior = vae.encode(batch)
+            is_gaussian = isinstance(posterior, DiagonalGaussian)
+            logvars = list(posterior.logvar.cpu()) if is_gaussian else [None] * len(batch)
+            rows += zip(posterior.mean.cpu(), logvars, as_vectors(vae.backbone(batch)).cpu(), strict=True)
+            if progress is not None:
+                progress(len(rows), len(images))
+    return rows
 
 
 def mutual_information(posterior: DiagonalGaussian, *, seed: int = 0) -> float:
@@ -142,6 +147,16 @@ def known_factors(images: ImageDataset) -> Float[Tensor, "n k"] | None:
         return None
     places = images.indices if isinstance(images, SelectedImages) else range(len(images))
     return torch.tensor([astuple(source.factors(place)) for place in places])
+
+
+def _factor_figures(latents: Tensor, images: ImageDataset) -> dict[str, float]:
+    factors = known_factors(images)
+    if factors is None:
+        return {}
+    if latents[0].numel() > LONGEST_FOR_FACTORS:
+        raise InvalidOptionError(f"the latent has more than {LONGEST_FOR_FACTORS} numbers.")
+    found = disentanglement(latents.flatten(1), factors)._asdict()
+    return {name if name == "mig" else f"dci_{name}": value for name, value in found.items()}
 
 
 def _probe_figures(latents: Tensor, features: Tensor, images: ImageDataset) -> dict[str, float]:

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from transfervae.data import ImageDataset, SelectedImages, ToyFaces
 from transfervae.errors import InvalidOptionError, ShapeError
-from transfervae.evaluation._ranks import gather
 from transfervae.evaluation.report import PartFigures
+from transfervae.ranks import gather
 from transfervae.shapes import Images
 
 DRAWS = 1000

@@ -95,13 +95,22 @@ class Report:
         Raises:
             FileWriteError: If the file cannot be written.
         """
+        write_atomically(Path(path), json.dumps(self.to_dict(), indent=1).encode() + b"\n")
+
+    def to_dict(self, *, with_images: bool = True) -> dict[str, Any]:
+        """The report in plain values, as `write` writes them.
+
+        Args:
+            with_images: Also what there is of each image, pixel and frequency.
+        """
         values = asdict(self) | {
             "schema": SCHEMA,
             "figures": {name: value if math.isfinite(value) else str(value) for name, value in self.figures.items()},
             "images": [entry._asdict() for entry in self.images],
             "parts": {name: part._asdict() for name, part in self.parts.items()},
         }
-        write_atomically(Path(path), json.dumps(values, indent=1).encode() + b"\n")
+        left_out = () if with_images else ("images", "frequencies", "error_map")
+        return {name: value for name, value in values.items() if name not in left_out}
 
     @staticmethod
     def read(path: str | os.PathLike[str]) -> "Report":

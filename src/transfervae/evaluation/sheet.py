@@ -59,6 +59,21 @@ NAMES = {
     "active_units": "active units",
     "fd": "Frechet distance of features",
     "kd": "kernel distance of features",
+    "ms_ssim": "MS-SSIM",
+    "lpips": "LPIPS",
+    "fid": "FID",
+    "kid": "KID",
+    "nll": "negative log-likelihood (nats per image)",
+    "mutual_information": "mutual information (nats)",
+    "nearest_class": "nearest neighbour of the same class",
+    "linear_probe": "linear probe of classes",
+    "features_nearest_class": "nearest neighbour, backbone's features",
+    "features_linear_probe": "linear probe, backbone's features",
+    "chance": "largest class",
+    "dci_disentanglement": "DCI disentanglement",
+    "dci_completeness": "DCI completeness",
+    "dci_informativeness": "DCI informativeness",
+    "mig": "mutual information gap (MIG)",
 }
 """Figures by the names that people know them by."""
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
-from torch.distributed import all_gather_object, get_world_size, is_available, is_initialized
+from torch.distributed import is_initialized
 
 from transfervae.backbones import FrozenBackbone
 from transfervae.cache import DTYPES, CacheBuilder, FeatureCache, Manifest
@@ -23,12 +23,12 @@ from transfervae.errors import (
     FeatureValueError,
     FileWriteError,
     InvalidOptionError,
-    TransferVAEError,
 )
 from transfervae.execution import PRECISIONS, Execution
 from transfervae.files import format_bytes
 from transfervae.model import TransferVAE
 from transfervae.progress import make_progress
+from transfervae.ranks import on_all_ranks
 from transfervae.training._images import RunImages
 from transfervae.training.engine import is_first_process, make_fabric, quiet_engine
 from transfervae.training.options import EngineOptions
@@ -186,30 +186,12 @@ def build_cache(
             held.enter_context(builder.holding())
         with quiet_engine():
             fabric.launch()
-        _on_all_ranks(builder.check_disk)
+        on_all_ranks(builder.check_disk)
         backbone.to(fabric.device)
         with _display(console, fabric.world_size) as progress:
-            _on_all_ranks(lambda: builder.run(fabric.global_rank, workers=workers, progress=progress))
-        _on_all_ranks(builder.finish if is_first_process() else lambda: None)
+            on_all_ranks(lambda: builder.run(fabric.global_rank, workers=workers, progress=progress))
+        on_all_ranks(builder.finish if is_first_process() else lambda: None)
     return FeatureCache(folder)
-
-
-def _on_all_ranks(act: Callable[[], object]) -> None:
-    """Do something on every process; what goes wrong on one is raised on all: none goes on, or waits, without it."""
-    failures: list[TransferVAEError | None] = [None]
-    try:
-        act()
-    except TransferVAEError as error:
-        failures = [error]
-    if is_available() and is_initialized():
-        own, failures = failures[0], [None] * get_world_size()
-        try:
-            all_gather_object(failures, own)
-        except RuntimeError as error:
-            raise TransferVAEError("Another process of this run has ended, and so does this one.") from error
-    for failure in failures:
-        if failure is not None:
-            raise failure
 
 
 @contextmanager
