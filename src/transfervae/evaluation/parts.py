@@ -118,7 +118,7 @@ def radial_energy(images: Images) -> Float[Tensor, " f"]:
         Sum over images, channels and each ring, from frequency 0 to half the shorter side, in float64.
     """
     height, width = images.shape[-2:]
-    power = torch.fft.fft2(images.double(), norm="ortho").abs().square().sum(dim=(0, 1))
+    power = torch.view_as_real(torch.fft.fft2(images, norm="ortho")).square().sum(dim=(0, 1, 4)).double()
     rows = torch.fft.fftfreq(height, device=images.device).abs() * min(height, width)
     columns = torch.fft.fftfreq(width, device=images.device).abs() * min(height, width)
     ring = (rows[:, None].square() + columns.square()).sqrt().round().long()

@@ -68,7 +68,7 @@ class Report:
     """Figures of a model over images.
 
     Attributes:
-        figures: Metrics by name, of the posterior's mode; and `draw_rmse`, the RMSE of one draw per image.
+        figures: Metrics by name, of the posterior's mode; and `draw_rmse`, that of draws.
         baseline: `rmse` and `chroma` of predicting the mean image for all.
         protocol: How the figures were measured: sizes, images with their hash, extractors, versions.
         verdicts: What is wrong, in plain sentences; empty if nothing was found.
