@@ -4,6 +4,7 @@ import base64
 import html
 import io
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from importlib import import_module
@@ -42,6 +43,7 @@ img { max-width: 100%; image-rendering: pixelated } table { border-collapse: col
 td, th { border-bottom: 1px solid #ddd; padding: .2rem .8rem; text-align: left } td.n { text-align: right;
 font-variant-numeric: tabular-nums } .verdict { background: #fff4e0; border-left: 4px solid #e8a33d;
 padding: .4rem .8rem; margin: .3rem 0 } code { overflow-wrap: anywhere }
+.protocol td.n { text-align: left } .names { color: #666; font-size: .8rem; overflow-wrap: anywhere }
 .plots { display: flex; flex-wrap: wrap; gap: 1rem }
 .plots img { max-width: 32rem; image-rendering: auto }
 """
@@ -64,7 +66,7 @@ NAMES = {
     "fid": "FID",
     "kid": "KID",
     "nll": "negative log-likelihood (nats per image)",
-    "mutual_information": "mutual information (nats)",
+    "mutual_information": "mutual information (nats, at most ln of the images)",
     "nearest_class": "nearest neighbour of the same class",
     "linear_probe": "linear probe of classes",
     "features_nearest_class": "nearest neighbour, backbone's features",
@@ -101,10 +103,9 @@ def write_report(folder: str | os.PathLike[str], report: Report, vae: TransferVA
     if earlier is not None:  # a page of other figures than the report's is not left, whatever interrupts this
         (out / "report.html").unlink(missing_ok=True)
     report.write(out / "report.json")
-    names = []
-    for choice, indices in choose_examples(report).items():
-        names.append(f"{choice}.png")
-        _write_examples(out / names[-1], vae, images, indices)
+    examples = choose_examples(report)
+    for choice, indices in examples.items():
+        _write_examples(out / f"{choice}.png", vae, images, indices)
     plots = {"errors.png": _draw_histogram(report), "error_map.png": _draw_map(report)}
     plots["frequencies.png"] = _draw_frequencies(report)
     if report.parts:
@@ -115,7 +116,7 @@ def write_report(folder: str | os.PathLike[str], report: Report, vae: TransferVA
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png")
         write_atomically(out / name, buffer.getvalue())
-    write_atomically(out / "report.html", _page(report, out, names, list(plots)).encode(errors="backslashreplace"))
+    write_atomically(out / "report.html", _page(report, out, examples, list(plots)).encode(errors="backslashreplace"))
 
 
 def check_report_folder(folder: str | os.PathLike[str]) -> Report | None:
@@ -164,7 +165,7 @@ def _write_examples(path: Path, vae: TransferVAE, images: ImageDataset, indices:
         write_pairs(path, originals, vae.reconstruct(originals.to(vae.device)).cpu())
 
 
-def _page(report: Report, folder: Path, examples: Sequence[str], plots: Sequence[str]) -> str:
+def _page(report: Report, folder: Path, examples: Mapping[str, Sequence[int]], plots: Sequence[str]) -> str:
     protocol = [(name, f"<code>{html.escape(str(value))}</code>") for name, value in report.protocol.items()]
     baseline = [("RMSE of the mean image", f"{report.baseline['rmse']:.4g}")]
     baseline += [("error of colour of the mean image", f"{report.baseline['chroma']:.4g}")]
@@ -175,9 +176,12 @@ def _page(report: Report, folder: Path, examples: Sequence[str], plots: Sequence
         *(f"<p class=verdict>{html.escape(verdict)}</p>" for verdict in report.verdicts),
         _table([*figure_rows(report.figures), *baseline]),
     ]
-    for name in examples:
-        parts.append(f"<h2>{Path(name).stem.capitalize()}</h2><p>Originals above their reconstructions.</p>")
-        parts.append(_embedded(folder / name))
+    for name, places in examples.items():
+        shown = ", ".join(
+            html.escape(f"{report.images[place].name} ({report.images[place].rmse:.3f})") for place in places
+        )
+        parts.append(f"<h2>{name.capitalize()}</h2><p>Originals above their reconstructions.</p>")
+        parts.append(f"{_embedded(folder / f'{name}.png')}<p class=names>{shown}</p>")
     parts.append(f"<h2>Errors</h2><div class=plots>{''.join(_embedded(folder / name) for name in plots)}</div>")
     if report.parts:
         header = ("part", "share of pixels", "RMSE", "contrast", "share of the mean image's error removed", "95 %")
@@ -191,9 +195,10 @@ def _page(report: Report, folder: Path, examples: Sequence[str], plots: Sequence
         ]
         parts.append(f"<h2>By part</h2>{_table(rows, header)}")
     if report.classes:
-        rows = [(html.escape(name), f"{value:.4f}") for name, value in report.classes.items()]
-        parts.append(f"<h2>By class</h2>{_table(rows, ('class', 'RMSE'))}")
-    parts.append(f"<h2>Protocol</h2>{_table(protocol)}")
+        counts = Counter(entry.label for entry in report.images)
+        rows = [(html.escape(name), str(counts[name]), f"{value:.4f}") for name, value in report.classes.items()]
+        parts.append(f"<h2>By class</h2>{_table(rows, ('class', 'images', 'RMSE'))}")
+    parts.append(f"<h2>Protocol</h2><div class=protocol>{_table(protocol)}</div>")
     return "\n".join(parts)
 
 
