@@ -3,11 +3,10 @@ import os
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
-from tests.integration.command import TINY, assert_one_line_error, assert_succeeds, run, run_python
+from tests.integration.command import TINY, assert_one_line_error, assert_succeeds, run
 from transfervae.data import ToyFaces
 from transfervae.pictures import write_grid
 
@@ -149,21 +148,6 @@ def test_further_figures_are_printed_as_json(trained: Path, photographs: Path, t
     assert compared["rmse"] == {str(tmp_path / "report.json"): printed["figures"]["rmse"]}
     assert_one_line_error(run("evaluate", trained, "--metrics", "[rmse, {"), "no list in YAML")
     assert_one_line_error(run("evaluate", trained, "--likelihood", "0"), "likelihood_draws")
-
-
-def test_two_processes_measure_what_one_measures(trained: Path, tmp_path: Path) -> None:
-    options = ("--parts", "--metrics", "rmse,ssim,information,active_units", "--latents")
-    assert_succeeds(run("evaluate", trained, *options, "--out", tmp_path / "one"))
-    command = ("-m", "transfervae", "evaluate", trained, *options, "--devices", "2", "--out", tmp_path / "two")
-    screen = assert_succeeds(run_python(*command))
-    assert screen.count("Errors by part") == 1
-    one, two = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("one", "two"))
-    assert two["protocol"] == one["protocol"] | {"processes": 2}
-    del one["figures"]["draw_rmse"], two["figures"]["draw_rmse"]  # each process has draws of its own
-    assert two["figures"] == pytest.approx(one["figures"], rel=1e-4)
-    assert [entry["name"] for entry in two["images"]] == [entry["name"] for entry in one["images"]]
-    assert two["parts"]["eyes"] == pytest.approx(one["parts"]["eyes"], rel=1e-4)
-    assert np.allclose(two["error_map"], one["error_map"], atol=1e-6)
 
 
 def test_neighbours_and_outliers_are_named_and_drawn(trained: Path, photographs: Path, tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
+import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.integration.command import TINY, assert_succeeds, run, run_python
@@ -8,20 +10,27 @@ from tests.integration.command import TINY, assert_succeeds, run, run_python
 OPTIONS = (*TINY, "--dataset.faces", "50", "--dataset.batch-size", "4", "--epochs", "2")
 RANKS = ("--engine.devices", "2", "--engine.strategy", "ddp")
 
+MEASURED = ("--parts", "--latents", "--metrics", "rmse,ssim,information,active_units")
+
 SCRIPT = """
 import hashlib, os, sys
 from pathlib import Path
 from tests.extension import mine
 from transfervae.__main__ import main
 from transfervae.training._checkpoint_io import SafetensorsIO
+from tests.integration.test_two_processes import MEASURED
 
 folder, rank = Path(sys.argv[1]), os.environ["LOCAL_RANK"]
-sys.argv[1:] = ["train", *sys.argv[2:], "--out", str(folder / "run")]
-try:
-    main()
-except SystemExit as ended:
-    if ended.code:
-        raise
+def transfervae(*words):
+    sys.argv[1:] = map(str, words)
+    try:
+        main()
+    except SystemExit as ended:
+        if ended.code:
+            raise
+
+transfervae("train", *sys.argv[2:], "--out", folder / "run")
+transfervae("evaluate", folder / "run", *MEASURED, "--devices", "2", "--out", folder / "report")
 mine.ENGINE.update(devices=2, strategy="ddp")
 result = mine.train(folder / "mine", epochs=2)
 if rank == "0":  # the other rank has no file to restore the best epoch from, and is left with the last
@@ -63,3 +72,17 @@ def test_two_ranks_learn_from_different_noise_and_images(two_ranks: tuple[Path, 
     assert_succeeds(run("train", *OPTIONS, "--dataset.batch-size", "8", "--out", tmp_path / "one"))
     alone = (tmp_path / "one" / "model" / "model.safetensors").read_bytes()
     assert alone != (two_ranks[0] / "run" / "model" / "model.safetensors").read_bytes()
+
+
+def test_two_processes_measure_what_one_measures(two_ranks: tuple[Path, str], tmp_path: Path) -> None:
+    folder, screen = two_ranks
+    assert screen.count("Errors by part") == 1
+    assert_succeeds(run("evaluate", folder / "run", *MEASURED, "--out", tmp_path))
+    one, two = (json.loads((place / "report.json").read_text()) for place in (tmp_path, folder / "report"))
+    assert two["protocol"] == one["protocol"] | {"processes": 2}
+    for report in (one, two):
+        del report["figures"]["draw_rmse"]  # each process has draws of its own
+    assert two["figures"] == pytest.approx(one["figures"], rel=1e-4)
+    assert [entry["name"] for entry in two["images"]] == [entry["name"] for entry in one["images"]]
+    assert two["parts"]["eyes"] == pytest.approx(one["parts"]["eyes"], rel=1e-4)
+    assert np.allclose(two["error_map"], one["error_map"], atol=1e-6)

@@ -14,6 +14,7 @@ from transfervae.losses import scaled_beta
 
 HEADS: dict[str, dict[str, Any]] = {
     "8": {"head": tv.Spec("gaussian", latent_dim=8)},
+    "64": {"head": tv.Spec("pooled", latent_dim=64)},
     "16384": {"head": tv.Spec("spatial", latent_dim=64), "node": 0},
 }
 
