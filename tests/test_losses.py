@@ -221,3 +221,56 @@ def test_the_table_of_terms_is_read_only() -> None:
     table: Any = losses.RECONSTRUCTIONS
     with pytest.raises(TypeError):
         table["other"] = losses.RECONSTRUCTIONS["mse"]
+
+
+@given(pair=image_pairs(), epsilon=st.sampled_from([1e-3, 0.1]))
+def test_charbonnier_agrees_with_its_formula_and_lies_just_above_l1(
+    pair: tuple[Tensor, Tensor], epsilon: float
+) -> None:
+    reconstruction, images = pair
+    values = losses.charbonnier(reconstruction, images, epsilon=epsilon)
+    errors = (reconstruction.double() - images.double()).flatten(1)
+    assert_close(values.double(), (errors.square() + epsilon**2).sqrt().mean(dim=1), rtol=1e-5, atol=1e-7)
+    absolute = losses.l1(reconstruction, images)
+    assert (absolute - 1e-6 <= values).all()
+    assert (values <= absolute + epsilon + 1e-6).all()
+
+
+@given(pair=image_pairs())
+def test_focal_frequency_without_focus_is_the_squared_error(pair: tuple[Tensor, Tensor]) -> None:
+    assert_close(losses.focal_frequency(*pair, alpha=0), losses.mse(*pair), rtol=1e-4, atol=1e-7)
+
+
+@given(pair=image_pairs(), alpha=st.sampled_from([0.5, 1.0, 2.0]))
+def test_focal_frequency_agrees_with_its_formula(pair: tuple[Tensor, Tensor], alpha: float) -> None:
+    reconstruction, images = pair
+    difference = np.fft.fft2((reconstruction.double() - images.double()).numpy(), norm="ortho")
+    weight = np.abs(difference) ** alpha
+    weight = weight / np.maximum(weight.max(axis=(-2, -1), keepdims=True), 1e-300)
+    expected = (weight * np.abs(difference) ** 2).reshape(len(images), -1).mean(axis=1)
+    assert_close(losses.focal_frequency(*pair, alpha=alpha).double(), torch.tensor(expected), rtol=1e-3, atol=1e-7)
+
+
+def test_similarity_has_no_gradient_at_equal_images_and_leads_there() -> None:
+    images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    start = (images + 0.1).clamp(0, 1).requires_grad_()
+    (1 - losses.structural_similarity(start, images)).sum().backward()
+    assert start.grad is not None
+    closer = (start - 0.5 * start.grad).detach()
+    assert (losses.structural_similarity(closer, images) > losses.structural_similarity(start, images)).all()
+    same = images.clone().requires_grad_()
+    losses.structural_similarity(same, images).sum().backward()
+    assert same.grad is not None
+    assert same.grad.abs().max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("call", "word"),
+    [
+        (lambda pair: losses.charbonnier(*pair, epsilon=0), "epsilon"),
+        (lambda pair: losses.focal_frequency(*pair, alpha=-1), "alpha"),
+    ],
+)
+def test_options_of_losses_are_checked(call: Any, word: str) -> None:
+    with pytest.raises(InvalidOptionError, match=word):
+        call((torch.rand(1, 3, 4, 4), torch.rand(1, 3, 4, 4)))

@@ -23,6 +23,15 @@ RMSE_EPSILON = 1e-8
 REFERENCE_LATENT = 128
 """Numbers in a latent up to which the default weights of the KL hold as they are."""
 
+SSIM_WINDOW = 11
+"""Width of the window of structural similarity, in pixels."""
+
+SSIM_SPREAD = 1.5
+"""Standard deviation of the window, in pixels."""
+
+SSIM_LUMINANCE, SSIM_CONTRAST = 0.01**2, 0.03**2
+"""Constants that keep the quotients of structural similarity stable, for values in [0, 1]."""
+
 ReconstructionLoss = Callable[[Tensor, Tensor], PerItem]
 
 
@@ -101,6 +110,85 @@ def l1(reconstruction: Tensor, images: Tensor) -> PerItem:
         ShapeError: If the shapes differ.
     """
     return _difference(reconstruction, images).abs().mean(dim=1)
+
+
+def charbonnier(reconstruction: Tensor, images: Tensor, *, epsilon: float = 1e-3) -> PerItem:
+    """Absolute error, rounded off at zero: the mean over channels and pixels of sqrt(error^2 + epsilon^2).
+
+    The penalty of Charbonnier et al. (1994); its gradient is continuous where that of `l1` jumps.
+
+    Args:
+        reconstruction: `[b, c, h, w]` in [0, 1].
+        images: `[b, c, h, w]` in [0, 1].
+        epsilon: Error up to which it is round, above 0.
+
+    Returns:
+        One value per item, in [epsilon, 1].
+
+    Raises:
+        ShapeError: If the shapes differ.
+        InvalidOptionError: If `epsilon` is not above 0.
+    """
+    if not 0 < epsilon < math.inf:
+        raise InvalidOptionError(f"epsilon must be above 0 and finite, got {epsilon}.")
+    return (_difference(reconstruction, images).square() + epsilon**2).sqrt().mean(dim=1)
+
+
+def focal_frequency(reconstruction: Tensor, images: Tensor, *, alpha: float = 1.0) -> PerItem:
+    """Squared error of the spectrum, in which frequencies count the more, the worse they are reconstructed.
+
+    The mean over channels and frequencies of w |F(reconstruction) - F(images)|^2, with the orthonormal Fourier
+    transform F and w = |F(reconstruction) - F(images)|^alpha divided by its largest value in each channel, without
+    gradient (Jiang et al. 2021, equations 4 to 6).
+
+    Args:
+        reconstruction: `[b, c, h, w]` in [0, 1].
+        images: `[b, c, h, w]` in [0, 1].
+        alpha: How much more; 0 gives `mse`.
+
+    Returns:
+        One value per item, at least 0.
+
+    Raises:
+        ShapeError: If the shapes differ.
+        InvalidOptionError: If `alpha` is negative.
+    """
+    check_nonnegative(alpha=alpha)
+    difference = _difference(reconstruction, images).view(images.shape)
+    energy = torch.view_as_real(torch.fft.fft2(difference, norm="ortho")).square().sum(dim=-1)
+    weight = energy.detach() ** (alpha / 2)
+    weight = weight / weight.amax(dim=(-2, -1), keepdim=True).clamp(min=torch.finfo(weight.dtype).tiny)
+    return (weight * energy).flatten(1).mean(dim=1)
+
+
+def structural_similarity(reconstruction: Tensor, images: Tensor) -> PerItem:
+    """Structural similarity of two images for values in [0, 1] (Wang et al. 2004, equation 13), in [-1, 1].
+
+    Windows are Gaussian, 11 pixels wide (in smaller images, as wide as they fit) with a standard deviation of 1.5.
+
+    Args:
+        reconstruction: `[b, 3, h, w]` in [0, 1].
+        images: `[b, 3, h, w]` in [0, 1].
+    """
+    one, other = reconstruction.float(), images.float()
+    rows, columns = (_windows(side, one.device) for side in one.shape[2:])
+    values = torch.stack([one, other, one * one, other * other, one * other])
+    mean, other_mean, square, other_square, product = rows @ values @ columns.T
+    variances = square - mean.square() + other_square - other_mean.square()
+    brightness = (2 * mean * other_mean + SSIM_LUMINANCE) / (mean.square() + other_mean.square() + SSIM_LUMINANCE)
+    structure = (2 * (product - mean * other_mean) + SSIM_CONTRAST) / (variances.clamp(min=0) + SSIM_CONTRAST)
+    similarity: Tensor = (brightness * structure).flatten(1).mean(dim=1)
+    return similarity
+
+
+def _windows(side: int, device: torch.device) -> Float[Tensor, "positions side"]:
+    """Each row weighs the pixels in one window."""
+    width = min(SSIM_WINDOW, side)
+    weights = torch.exp(-0.5 * ((torch.arange(width, dtype=torch.float64) - (width - 1) / 2) / SSIM_SPREAD).square())
+    windows = torch.zeros(side - width + 1, side, dtype=torch.float64)
+    for first, row in enumerate(windows):
+        row[first : first + width] = weights / weights.sum()
+    return windows.float().to(device)
 
 
 def gaussian_nll(reconstruction: Tensor, images: Tensor, *, sigma: float | None = None) -> PerItem:

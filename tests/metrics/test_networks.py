@@ -25,7 +25,7 @@ from transfervae.errors import (
     WeightsUnavailableError,
 )
 from transfervae.metrics import FID, KID, LPIPS, FeatureDistance, KernelDistance, PooledFeatures
-from transfervae.metrics.perceptual import SMALLEST_SIDES
+from transfervae.objectives.perceptual import SMALLEST_SIDES
 
 COUNT = 7
 

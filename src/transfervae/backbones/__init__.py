@@ -1,6 +1,7 @@
 """Backbones: frozen pretrained networks that turn images into features."""
 
 from transfervae.backbones.catalogue import backbone_names, describe_backbone, is_backbone, list_backbones
+from transfervae.backbones.choose import fine_nodes, spread_nodes
 from transfervae.backbones.create import create_backbone
 from transfervae.backbones.descriptions import BackboneDescription, NodeDescription
 from transfervae.backbones.families import FAMILY_NAMES, resolve_backbone_name
@@ -19,8 +20,10 @@ __all__ = [
     "backbone_names",
     "create_backbone",
     "describe_backbone",
+    "fine_nodes",
     "is_backbone",
     "license_remark",
     "list_backbones",
     "resolve_backbone_name",
+    "spread_nodes",
 ]

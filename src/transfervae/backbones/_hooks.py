@@ -47,10 +47,13 @@ class LayerFeatures(nn.Module):
         Raises:
             ShapeError: If an output is no map of features.
         """
+        return self.spec.combine(self.maps(images))
+
+    def maps(self, images: Images) -> list[Tensor]:
+        """The features of each node, `[b, c, h, w]` each; images and errors as in `forward`."""
         size = (images.shape[-2], images.shape[-1])
         read = zip(self.outputs(images), self._layouts, self.spec.nodes, strict=True)
-        maps = [as_map(output, size, layout=layout, node=str(node)) for output, layout, node in read]
-        return self.spec.combine(maps)
+        return [as_map(output, size, layout=layout, node=str(node)) for output, layout, node in read]
 
     def outputs(self, images: Images) -> Sequence[Any]:
         """What the nodes give for normalised images, as it is."""

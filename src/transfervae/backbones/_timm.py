@@ -62,6 +62,10 @@ class StageFeatures(nn.Module):
             ValueError: If the network would squash the images to the size that it was made for, or lays its tokens out
                 on a grid that is not theirs.
         """
+        return self.spec.combine(self.maps(images))
+
+    def maps(self, images: Images) -> list[Tensor]:
+        """The features of each node, `[b, c, h, w]` each; images and errors as in `forward`."""
         network: Any = self.network
         if hasattr(network, "img_size_scaled") and tuple(images.shape[-2:]) != tuple(network.img_size):
             raise ValueError("it would resize them to {}x{}".format(*network.img_size))
@@ -71,7 +75,7 @@ class StageFeatures(nn.Module):
         if [features.shape[1] for features in maps] != self.widths:
             raise ValueError("its tokens do not fill the grid")
         by_stage = dict(zip(self.stages, maps, strict=True))
-        return self.spec.combine([by_stage[int(node)] for node in self.spec.nodes])
+        return [by_stage[int(node)] for node in self.spec.nodes]
 
 
 def create_timm(

@@ -174,6 +174,30 @@ class FrozenBackbone(nn.Module):
             InvalidImageError: If the tensor is no batch of RGB images in [0, 1].
             ImageSizeError: If the network cannot take the size; the nearest sizes that it can take are named.
         """
+        features: Tensor = self.network(self._prepare(images))
+        return features
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """The features of each node by itself, neither resampled nor fused, in the order of the nodes.
+
+        Args:
+            images: RGB in [0, 1], `[b, 3, h, w]`, any floating dtype.
+
+        Returns:
+            One map `[b, c, h', w']` a node.
+
+        Raises:
+            InvalidImageError: If the tensor is no batch of RGB images in [0, 1].
+            ImageSizeError: If the network cannot take the size.
+        """
+        prepared, network = self._prepare(images), self.network
+        if not hasattr(network, "maps"):
+            return [network(prepared)]
+        maps: list[Tensor] = network.maps(prepared)  # type: ignore[operator]
+        return maps
+
+    def _prepare(self, images: Tensor) -> Images:
+        """Check and normalise images, and make sure that the network is still frozen."""
         checked = check_image_tensor(images).to(self.mean.dtype)
         if not torch.compiler.is_compiling():
             self.feature_shape((images.shape[-2], images.shape[-1]))
@@ -185,8 +209,7 @@ class FrozenBackbone(nn.Module):
                 self.network.eval()
         elif self.network.training:
             self.network.eval()
-        features: Tensor = self.network(self.normalise(checked))
-        return features
+        return self.normalise(checked)
 
     def normalise(self, images: Images) -> Images:
         """Map images in [0, 1] to the range that the network was trained on, `[b, 3, h, w]`."""

@@ -14,7 +14,7 @@ from transfervae.decoders import DECODERS
 from transfervae.errors import InvalidOptionError, UnknownNameError
 from transfervae.heads import HEADS
 from transfervae.objectives import TERMS, term_options
-from transfervae.options import NAME, Option, PartTable, options_of
+from transfervae.options import NAME, Option, PartTable, Spec, options_of
 from transfervae.priors import PRIORS
 
 PARTS: Mapping[str, PartTable] = {"head": HEADS, "decoder": DECODERS, "prior": PRIORS}
@@ -84,6 +84,11 @@ class Choices:
         terms = [Section(f"objective.{name}", f"Objective: {name}", term_options(name)) for name in self._terms]
         return [Section("", "Objective", {"objective": chooser}, is_scanned=True), *terms]
 
+    def names(self) -> dict[str, Any]:
+        """What is chosen, by kind: names of parts, and those of the terms as `objective`."""
+        fallbacks = {"backbone": "auto", **{kind: next(iter(PARTS[kind])) for kind in ("head", "decoder")}}
+        return {kind: self._name(kind, name) for kind, name in fallbacks.items()} | {"objective": self._terms}
+
     def is_named(self, kind: str) -> bool:
         """Whether the file or the command line says which part to take."""
         return kind in self.file or scan(self._words, f"--{kind}") is not None
@@ -91,7 +96,8 @@ class Choices:
     def _name(self, kind: str, fallback: str) -> str:
         entry = self.file.get(kind)
         in_file = entry.get(NAME) if isinstance(entry, Mapping) else entry
-        name = scan(self._words, f"--{kind}") or in_file or self._defaults.get(kind) or fallback
+        default = self._defaults.get(kind)
+        name = scan(self._words, f"--{kind}") or in_file or (default and Spec.parse(default, kind).name) or fallback
         if not isinstance(name, str):
             raise InvalidOptionError(f"{kind} must be a name, or a mapping with a name, got {entry!r}.")
         return name
@@ -104,7 +110,10 @@ class Choices:
             del self.file[kind]
 
     def _read_terms(self) -> list[str]:
-        entry = self.file.get("objective", self._defaults.get("objective", "rmse,kl"))
+        entry = self.file.get("objective")
+        if entry is None:  # only names: the recipe's options lie beneath a file's
+            default = self._defaults.get("objective", "rmse,kl")
+            entry = list(default) if isinstance(default, Mapping) else default
         options: dict[str, Any] = dict(entry) if isinstance(entry, Mapping) else dict.fromkeys(_listed(entry))
         named = scan(self._words, "--objective")
         terms = list(options) if named is None else _listed(named)

@@ -57,6 +57,7 @@ Example: transfervae cache photos --out features    then: transfervae train phot
 def add_train() -> None:
     """Add the command `train`, with the options of the parts that the command line chooses."""
     from transfervae import training
+    from transfervae.training.recipes import options_beneath
 
     out = Path(scan(words(), "--out") or OUT)
     resumes = "--resume" in words()
@@ -81,8 +82,8 @@ def add_train() -> None:
     ]
 
     def run(given: Tree) -> None:
-        recipes = {name: defaults[name] for name in ("optimizer",) if name in defaults}
-        layers = ((recipes, spell_key), (choices.file, spell_key), (given, spell_flag))
+        beneath = options_beneath(defaults, choices.names())
+        layers = ((beneath, spell_key), (choices.file, spell_key), (given, spell_flag))
         _train(complete(sections, *layers), resume=resumes)
 
     add_command(app, "train", _without_data(sections), run, about=TRAIN_ABOUT, positionals=[DATA])

@@ -7,14 +7,33 @@ import torch
 from torch import Tensor, nn
 
 from transfervae import losses
+from transfervae.backbones import FrozenBackbone
 from transfervae.errors import InvalidOptionError, UnknownOptionError
 from transfervae.objectives.kl import KL
-from transfervae.objectives.reconstruction import L1, MSE, RMSE, GaussianNLL
+from transfervae.objectives.latents import MMD, TotalCorrelation
+from transfervae.objectives.perceptual import FeatureError, Perceptual
+from transfervae.objectives.reconstruction import L1, MSE, RMSE, Charbonnier, FocalFrequency, GaussianNLL, SSIMError
 from transfervae.objectives.term import ModelOutput, Term, WeightedTerm
 from transfervae.options import Option, PartTable, Spec, options_of
 from transfervae.shapes import Images, Scalar
 
-TERMS = PartTable("term", {"rmse": RMSE, "mse": MSE, "l1": L1, "gaussian_nll": GaussianNLL, "kl": KL})
+TERMS = PartTable(
+    "term",
+    {
+        "rmse": RMSE,
+        "mse": MSE,
+        "l1": L1,
+        "charbonnier": Charbonnier,
+        "gaussian_nll": GaussianNLL,
+        "ssim": SSIMError,
+        "focal_frequency": FocalFrequency,
+        "features": FeatureError,
+        "perceptual": Perceptual,
+        "kl": KL,
+        "total_correlation": TotalCorrelation,
+        "mmd": MMD,
+    },
+)
 """Terms by name; each takes its options by keyword."""
 
 AnyTerm: TypeAlias = str | Spec | Mapping[str, Any] | Term | WeightedTerm
@@ -109,6 +128,11 @@ class Objective(nn.Module):
         if total is None:  # nothing counts yet
             total = 0.0 * output.reconstruction.sum()
         return ObjectiveValue(total, raw, weighted)
+
+    def attach(self, backbone: FrozenBackbone) -> None:
+        """Tell every term the encoder's network, before a training begins."""
+        for _name, entry in self.items():  # noqa: PERF102 - this is no mapping
+            entry.term.attach(backbone)
 
     def items(self) -> Iterator[tuple[str, WeightedTerm]]:
         """The terms with their names, in order."""

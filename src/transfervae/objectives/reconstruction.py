@@ -58,3 +58,50 @@ class GaussianNLL(Term):
     def forward(self, output: ModelOutput, images: Images) -> PerItem:
         """One value per item, in nats, summed over channels and pixels."""
         return losses.gaussian_nll(output.reconstruction, images, sigma=self.sigma)
+
+
+@records_options
+class Charbonnier(Term):
+    """Absolute error, rounded off at zero, as `losses.charbonnier`."""
+
+    kl_weight = losses.RECONSTRUCTIONS["l1"].beta
+
+    def __init__(self, *, epsilon: float = 1e-3) -> None:
+        """Make a term.
+
+        Args:
+            epsilon: Error up to which it is round, above 0.
+        """
+        super().__init__()
+        self.epsilon = epsilon
+
+    def forward(self, output: ModelOutput, images: Images) -> PerItem:
+        """One value per item, in [epsilon, 1]."""
+        return losses.charbonnier(output.reconstruction, images, epsilon=self.epsilon)
+
+
+@records_options
+class SSIMError(Term):
+    """One minus structural similarity, as `losses.structural_similarity`."""
+
+    def forward(self, output: ModelOutput, images: Images) -> PerItem:
+        """One value per item, in [0, 2]."""
+        return 1 - losses.structural_similarity(output.reconstruction, images)
+
+
+@records_options
+class FocalFrequency(Term):
+    """Squared error of the spectrum; frequencies count the more, the worse they are, as `losses.focal_frequency`."""
+
+    def __init__(self, *, alpha: float = 1.0) -> None:
+        """Make a term.
+
+        Args:
+            alpha: How much more they count; 0 gives the squared error.
+        """
+        super().__init__()
+        self.alpha = alpha
+
+    def forward(self, output: ModelOutput, images: Images) -> PerItem:
+        """One value per item, at least 0."""
+        return losses.focal_frequency(output.reconstruction, images, alpha=self.alpha)

@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from transfervae.backbones import FrozenBackbone
 from transfervae.errors import InvalidOptionError, ShapeError, UnknownNameError
 from transfervae.posteriors import Posterior
 from transfervae.schedules import Schedule, constant, cyclic, linear_warmup
@@ -82,6 +83,9 @@ class Term(nn.Module):
             )
         mean = values.mean()
         return TermValue(mean, mean)
+
+    def attach(self, backbone: FrozenBackbone) -> None:
+        """Take what the term needs of the encoder's network; called once, before a training begins."""
 
     def default_weight(self, others: Sequence["Term"], latent_size: int) -> float:  # noqa: ARG002 - subclasses do
         """The term's weight where none is given, beside other terms, for latents of some size."""

@@ -79,6 +79,7 @@ class VAEModule(pl.LightningModule):
         self.automatic_optimization = False
         self.vae = vae if execution is None else vae.to(memory_format=execution.torch_memory_format)
         self.objective = objective
+        objective.attach(vae.backbone)
         self.metrics = metrics
         self.optimizer = optimizer or OptimizerOptions()
         self.execution = execution or Execution()

@@ -64,7 +64,7 @@ from transfervae.training.engine import is_first_process, make_trainer, quiet_en
 from transfervae.training.loggers import RunLogger, make_logger
 from transfervae.training.module import VAEModule
 from transfervae.training.options import AUTO, OFF, DataOptions, EngineOptions, OptimizerOptions
-from transfervae.training.recipes import read_recipe
+from transfervae.training.recipes import part_of, read_recipe
 
 EXAMPLES = 8
 JUDGED = ("rmse", "chroma", "active_units")
@@ -379,7 +379,8 @@ def _model_arguments(given: AnySpec, defaults: Mapping[str, Any]) -> dict[str, A
     for name in arguments:
         if name not in (*MODEL_KEYS, "latent_dim"):
             raise UnknownOptionError("The model", name, MODEL_KEYS)
-    chosen = {name: defaults[name] for name in ("backbone", "head", "decoder") if name in defaults} | arguments
+    parts = ("backbone", "head", "decoder") if defaults else ()
+    chosen = arguments | {name: part_of(defaults, name, arguments.get(name)) for name in parts}
     chosen["backbone"] = check_backbone(chosen["backbone"])
     return {name: value for name, value in chosen.items() if value is not None}
 

@@ -1,0 +1,194 @@
+"""Perceptual terms: distances of features of frozen networks."""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from transfervae.backbones import FrozenBackbone, Node, create_backbone, is_backbone, spread_nodes
+from transfervae.backbones._weights import check_fit, fetch_weights, read_weights
+from transfervae.errors import InvalidOptionError
+from transfervae.files import digest_tensors
+from transfervae.objectives.term import ModelOutput, Term
+from transfervae.options import records_options
+from transfervae.shapes import Images, PerItem, at_least_float32
+
+PerceptualNetwork: TypeAlias = Literal["alex", "squeeze", "vgg"]
+
+NETWORKS: Mapping[str, str] = MappingProxyType(
+    {
+        "alex": "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
+        "squeeze": "https://download.pytorch.org/models/squeezenet1_1-b8a52dc0.pth",
+        "vgg": "https://download.pytorch.org/models/vgg16-397923af.pth",
+    }
+)
+"""Where the weights of each network are published: torchvision's, of its whole classifier."""
+
+SMALLEST_SIDES: Mapping[str, int] = MappingProxyType({"alex": 31, "squeeze": 17, "vgg": 16})
+"""Shortest side of images that each network can take, in pixels."""
+
+SLICE = r"^slices?\.?\d+\."
+
+NODES = 4
+"""At so many nodes features are compared if none are named."""
+
+
+class LearnedDistance(nn.Module):
+    """Learned perceptual image patch similarity (LPIPS, version 0.1; Zhang et al. 2018).
+
+    Squared distances of a classifier's features, normalised at each position and weighted by what people judged alike.
+    The weights of the judgements come with torchmetrics, those of the classifier are fetched. Nothing of it is trained,
+    and dropout is never alive.
+
+    Attributes:
+        network: "alex", "squeeze" or "vgg".
+        label: For reports.
+        fingerprint: SHA-256 over the classifier's weights, in hexadecimal.
+    """
+
+    def __init__(self, network: PerceptualNetwork, weights: str | os.PathLike[str]) -> None:
+        """Read the network; arguments and errors as in `Perceptual`."""
+        from torchmetrics.functional.image.lpips import _NoTrainLpips
+
+        super().__init__()
+        if network not in NETWORKS:
+            raise InvalidOptionError(f"network must be one of {', '.join(NETWORKS)}, got {network!r}.")
+        owner, url = f"LPIPS's {network}", NETWORKS[network]
+        state = fetch_weights(url, owner=owner) if str(weights) == "default" else read_weights(weights)
+        self.network = network
+        self.label = f"LPIPS 0.1 of {network}"
+        self.fingerprint = digest_tensors({name: state[name] for name in state if name.startswith("features.")})
+        self.distance = _NoTrainLpips(net=network, pnet_rand=True)
+        own = self.distance.net.state_dict()
+        # torchmetrics cuts the classifier's features into slices: slice2.3.weight is features.3.weight
+        found = {name: state.get(re.sub(SLICE, "features.", name)) for name in own}
+        check_fit(own, {name: value for name, value in found.items() if value is not None}, owner=owner)
+        self.distance.net.load_state_dict(found)
+
+    def forward(self, reconstruction: Tensor, images: Tensor) -> PerItem:
+        """One value per item, at least 0, of images `[b, 3, h, w]` in [0, 1].
+
+        Raises:
+            InvalidOptionError: If the images are smaller than the network takes.
+        """
+        smallest = SMALLEST_SIDES[self.network]
+        if min(images.shape[2:]) < smallest:
+            raise InvalidOptionError(
+                f"LPIPS with {self.network} needs images of at least {smallest} pixels a side, got"
+                f" {images.shape[2]}x{images.shape[3]}."
+            )
+        distances: Tensor = self.distance(at_least_float32(reconstruction), at_least_float32(images), normalize=True)
+        return distances.flatten()
+
+
+class Unregistered:
+    """A module that is no part of the one that holds it: neither saved, nor trained, nor moved with it."""
+
+    def __init__(self, module: nn.Module) -> None:
+        """Hold a module."""
+        self._module = module.requires_grad_(False)
+
+    def on(self, device: torch.device) -> nn.Module:
+        """The module, on a device."""
+        return self._module.to(device)
+
+
+@records_options
+class Perceptual(Term):
+    """LPIPS of the reconstruction (Zhang et al. 2018): the learned distance of a classifier's features."""
+
+    def __init__(self, *, network: PerceptualNetwork = "vgg", weights: str | os.PathLike[str] = "default") -> None:
+        """Read the network.
+
+        Args:
+            network: "vgg", which losses mostly take, "alex" or "squeeze".
+            weights: "default" for torchvision's ImageNet weights, which are fetched once; or a file of them.
+
+        Raises:
+            InvalidOptionError: For another network.
+            WeightsUnavailableError: If the weights are not on this machine and cannot be fetched.
+            WeightsMismatchError: If the file is of another network.
+        """
+        super().__init__()
+        self._network = Unregistered(LearnedDistance(network, weights))
+
+    def forward(self, output: ModelOutput, images: Images) -> PerItem:
+        """One value per item, at least 0."""
+        distances: Tensor = self._network.on(images.device)(output.reconstruction, images)
+        return distances
+
+
+@records_options
+class FeatureError(Term):
+    """Squared error of the features of a frozen backbone, by default the encoder's own network.
+
+    At each node the features are divided by their root mean square over channels at each position; the squared
+    difference is averaged over positions and channels, then over nodes. Gradients reach the reconstruction, and none
+    the network.
+    """
+
+    def __init__(
+        self,
+        *,
+        extractor: str | None = None,
+        nodes: Sequence[Node] | None = None,
+        weights: str | os.PathLike[str] | None = "default",
+    ) -> None:
+        """Choose a network; that of the encoder is known once training begins (`attach`).
+
+        Args:
+            extractor: Name of a backbone, as `create_backbone` takes it; the encoder's if None.
+            nodes: Where its features are compared; at its four finest grids, or four depths of one grid, if None.
+            weights: Of a named extractor: default, a file, or none.
+
+        Raises:
+            TransferVAEError: If a named network cannot be created, as `create_backbone`.
+        """
+        super().__init__()
+        self._nodes = None if nodes is None else list(nodes)
+        self._network: Unregistered | None = None
+        if extractor is not None:
+            self._network = Unregistered(_create(extractor, self._nodes, weights))
+
+    def attach(self, backbone: FrozenBackbone) -> None:
+        """Take the encoder's network, if no other was named."""
+        if self._network is not None:
+            return
+        source = backbone.provenance
+        # A network in memory has no name that creates it at other nodes: it is compared where it is read.
+        known = is_backbone(source.name)
+        self._network = Unregistered(_create(source.name, self._nodes, source.weights) if known else backbone)
+
+    def forward(self, output: ModelOutput, images: Images) -> PerItem:
+        """One value per item, at least 0.
+
+        Raises:
+            InvalidOptionError: If there is no network yet.
+        """
+        if self._network is None:
+            raise InvalidOptionError("The term features has no network: call objective.attach(vae.backbone) first.")
+        network = self._network.on(images.device)
+        if not isinstance(network, FrozenBackbone):
+            raise TypeError
+        with torch.no_grad():
+            wanted = network.maps(images)
+        found = network.maps(at_least_float32(output.reconstruction).clamp(0, 1))
+        errors = [(_normalised(one) - _normalised(other)).square() for one, other in zip(found, wanted, strict=True)]
+        return torch.stack([error.flatten(1).mean(dim=1) for error in errors]).mean(dim=0)
+
+    def default_weight(self, others: Sequence[Term], latent_size: int) -> float:  # noqa: ARG002 - every term has them
+        """A tenth: beside an absolute error it sharpens, and costs few dB."""
+        return 0.1
+
+
+def _create(name: str, nodes: Sequence[Node] | None, weights: str | os.PathLike[str] | None) -> FrozenBackbone:
+    return create_backbone(name, node=spread_nodes(name, NODES) if nodes is None else list(nodes), weights=weights)
+
+
+def _normalised(features: Tensor) -> Tensor:
+    values = at_least_float32(features)
+    return values * (values.square().mean(dim=1, keepdim=True) + torch.finfo(values.dtype).eps).rsqrt()
