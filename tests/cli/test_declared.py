@@ -145,3 +145,25 @@ def test_text_is_read_as_the_declared_type(text: str, annotation: Any, value: ob
 def test_names_are_found_before_anything_is_parsed() -> None:
     assert scan(["train", "--head", "a", "--head=b"], "--head") == "b"
     assert scan(["train", "--head"], "--head") is None
+
+
+def test_a_recipe_s_options_lie_beneath_files_and_the_command_line(tmp_path: Path) -> None:
+    sharp = configuration("--recipe", "sharp")
+    assert sharp["backbone"]["node"] == "fine"
+    assert sharp["head"] == {"name": "spatial", "latent_dim": 16}
+    assert sharp["objective"]["features"]["weight"] == 0.1
+    assert sharp["optimizer"]["clip"] == 1.0
+    other = configuration(
+        "--recipe", "sharp", "--backbone", "packaged", "--decoder", "kl", "--objective", "l1,kl",
+        "--head.latent-dim", "4",
+    )  # fmt: skip
+    assert (other["backbone"]["name"], other["backbone"]["node"]) == ("packaged", "fine")
+    assert other["head"]["latent_dim"] == 4
+    assert other["decoder"] == configuration("--decoder", "kl")["decoder"]
+    assert other["objective"].keys() == {"l1", "kl"}
+    assert other["objective"]["kl"]["weight"] == 1e-6
+    (tmp_path / "run.yaml").write_text("recipe: sharp\nhead: gaussian\nbackbone: {name: packaged, node: 1}\n")
+    from_file = configuration("--config", tmp_path / "run.yaml")
+    assert from_file["head"] == {"name": "gaussian", "latent_dim": 128}
+    assert from_file["backbone"]["node"] == 1
+    assert from_file["optimizer"]["name"] == "adamw"
