@@ -28,7 +28,7 @@ def test_a_good_model_gets_no_remark() -> None:
     [
         ({"figures": {"rmse": 0.21}}, ("Worse than the mean image", "0.2100", "0.2000", "--objective.kl.weight")),
         ({"figures": {"rmse": 0.21}, "has_pretrained_backbone": False}, ("weights are random",)),
-        ({"figures": {"rmse": 0.21}, "rows": rows([0.3], [0.3])}, ("1 epochs are few",)),
+        ({"figures": {"rmse": 0.21}, "rows": rows([0.3], [0.3])}, ("1 epoch is few",)),
         ({"figures": {"rmse": 0.1, "active_units": 63}}, ("Most of the latent is noise", "63 of 128")),
         ({"rows": rows([0.3, 0.2, 0.19], [0.3, 0.2, 0.1])}, ("Still improving", "--epochs 6")),
         ({"rows": rows([0.3, 0.2, 0.25], [0.3, 0.2, 0.1])}, ("Overfitting", "since epoch 2")),

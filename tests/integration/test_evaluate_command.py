@@ -29,7 +29,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_is_measured_on_what_it_held_out(trained: Path) -> None:
     screen = assert_succeeds(run("evaluate", trained, "--parts"))
-    for words in ("RMSE of the mean image", "Errors by part", "eyes", "report.html", "5 images"):
+    for words in ("RMSE of the mean of these images", "Errors by part", "eyes", "report.html", "5 images"):
         assert words in screen
     report = json.loads((trained / "evaluation" / "report.json").read_text())
     result = json.loads((trained / "result.json").read_text())
@@ -144,8 +144,10 @@ def test_further_figures_are_printed_as_json(trained: Path, photographs: Path, t
     assert "images" not in printed
     written = json.loads((tmp_path / "report.json").read_text())
     assert written["figures"] == printed["figures"]
-    compared = json.loads(assert_succeeds(run("evaluate", "--compare", "--json", *[tmp_path / "report.json"] * 2)))
-    assert compared["rmse"] == {str(tmp_path / "report.json"): printed["figures"]["rmse"]}
+    shutil.copy(tmp_path / "report.json", tmp_path / "other.json")
+    both = (tmp_path / "report.json", tmp_path / "other.json")
+    compared = json.loads(assert_succeeds(run("evaluate", "--compare", "--json", *both)))
+    assert compared["rmse"] == {str(path): printed["figures"]["rmse"] for path in both}
     assert_one_line_error(run("evaluate", trained, "--metrics", "[rmse, {"), "no list in YAML")
     assert_one_line_error(run("evaluate", trained, "--likelihood", "0"), "likelihood_draws")
 
@@ -167,3 +169,29 @@ def test_neighbours_and_outliers_are_named_and_drawn(trained: Path, photographs:
     assert_one_line_error(run("nearest", trained, "nowhere.png", photographs), "no image 'nowhere.png'")
     assert_one_line_error(run("nearest", trained, image, image), "no other image")
     assert_one_line_error(run("outliers", trained, photographs, "-n", "0"), "count")
+
+
+def test_images_are_not_replaced_by_pictures(trained: Path, photographs: Path) -> None:
+    image = photographs / "class1" / "1.png"
+    before = image.read_bytes()
+    commands = {"nearest": (image, photographs), "outliers": (photographs,), "reconstruct": (image,)}
+    for command, arguments in commands.items():
+        assert_one_line_error(run(command, trained, *arguments, "--out", image), "is one of the images")
+    assert image.read_bytes() == before
+
+
+def test_reports_are_named_by_their_folders_and_each_once(trained: Path, photographs: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        assert_succeeds(run("evaluate", trained, photographs, "--metrics", "rmse", "--out", tmp_path / name))
+    assert "RMSE" in assert_succeeds(run("evaluate", "--compare", tmp_path / "a", tmp_path / "b"))
+    assert_one_line_error(run("evaluate", "--compare", tmp_path / "a", tmp_path / "a"), "each once")
+
+
+def test_figures_of_draws_are_compared_only_if_they_were_drawn_alike(
+    trained: Path, photographs: Path, tmp_path: Path
+) -> None:
+    for size in ("4", "5"):
+        options = ("--metrics", "rmse", "--batch-size", size, "--out", tmp_path / size)
+        assert_succeeds(run("evaluate", trained, photographs, *options))
+    compared = json.loads(assert_succeeds(run("evaluate", "--compare", "--json", tmp_path / "4", tmp_path / "5")))
+    assert compared.keys() == {"rmse"}

@@ -97,6 +97,18 @@ def test_a_run_with_own_randomness_resumes_bit_for_bit(tmp_path: Path) -> None:
         assert {**one, "images_per_second": ""} == {**other, "images_per_second": ""}
 
 
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_run_with_channels_last_resumes_bit_for_bit(precision: str, tmp_path: Path) -> None:
+    small = Small(faces=30, epochs=3, memory_format="channels_last", precision=precision, node=[0, 1])
+    whole = small.train(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        small.train(tmp_path / "stopped", callbacks=[Stop()])
+    small.train(tmp_path / "stopped", resume=True)
+    files = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("whole", "stopped")]
+    assert files[0] == files[1]
+    assert len(whole.rows) == 3
+
+
 @pytest.mark.parametrize("name", ["loss", "term/rmse", "", "a b", "weighted/kl"])
 def test_a_metric_cannot_take_the_name_of_another_figure(name: str) -> None:
     with pytest.raises(InvalidOptionError, match="A metric cannot be named"):

@@ -4,11 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import transfervae as tv
 from tests.runs import Small
 from transfervae.errors import FileWriteError, InvalidOptionError, RunFolderError, UnknownNameError, UnknownOptionError
 from transfervae.evaluation import Report
+from transfervae.files import read_json
+from transfervae.pictures import write_grid
 from transfervae.training import Comparison
 
 SMALL = Small(faces=24)
@@ -26,9 +29,7 @@ CONFIGURATIONS = {"one": configuration(1), "longer": configuration(1, epochs=2),
 @pytest.fixture(scope="module")
 def comparison(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
     out = tmp_path_factory.mktemp("comparison")
-    wrong = {"one": CONFIGURATIONS["one"], "wrong": configuration(1, objective="rmsee,kl")}
-    with pytest.raises(UnknownNameError, match="rmsee"):  # what was done before goes on
-        tv.compare(wrong, out=out, metrics=("rmse", "psnr"), parts=True)
+    tv.compare({"one": CONFIGURATIONS["one"]}, out=out, metrics=("rmse", "psnr"), parts=True)  # what was done goes on
     return tv.compare(CONFIGURATIONS, out=out, seeds=2, metrics=("rmse", "psnr"), parts=True)
 
 
@@ -125,3 +126,88 @@ def test_a_comparison_replaces_nothing_of_the_user_s(name: str, kind: str, tmp_p
         tv.compare({"a": configuration(1)}, out=tmp_path / "out", metrics=("rmse",))
     assert path.read_text() == "mine"
     assert path.is_symlink() == (kind == "link")
+
+
+def pictures(folder: Path, shade: float) -> None:
+    for index in range(12):
+        write_grid(folder / f"{index:02d}.png", [torch.full((1, 3, 32, 32), shade * (index + 1) / 12)])
+
+
+def test_figures_of_images_that_have_changed_are_not_put_beside_new_ones(tmp_path: Path) -> None:
+    pictures(tmp_path / "images", 1.0)
+    options: dict[str, Any] = {"out": tmp_path / "out", "metrics": ("psnr",)}
+    first = tv.compare({"a": configuration(1)}, tmp_path / "images", **options)
+    assert {"psnr", "rmse"} <= first.rows[0].figures.keys()
+    pictures(tmp_path / "images", 0.5)
+    with pytest.raises(RunFolderError, match="images have changed"):
+        tv.compare({"a": configuration(1), "b": configuration(2)}, tmp_path / "images", **options)
+
+
+def test_models_that_hold_out_other_images_are_not_compared(tmp_path: Path) -> None:
+    other = {**configuration(1), "dataset": {**SMALL.dataset, "val": 0.5}}
+    with pytest.raises(InvalidOptionError, match="hold out the same images"):
+        tv.compare({"a": configuration(1), "b": other}, out=tmp_path)
+
+
+def test_a_recipe_s_backbone_is_read_where_the_recipe_reads_it(tmp_path: Path) -> None:
+    given = {**configuration(1), "recipe": "sharp"}
+    given["model"] = {"backbone": tv.Spec("timm:test_resnet", weights=None), "image_size": 32}
+    compared = tv.compare({"sharp": given}, out=tmp_path, metrics=("rmse",))
+    config = read_json(compared.folder / "runs" / "sharp-0" / "config.json")
+    assert config["backbone"]["node"] == tv.backbones.fine_nodes("timm:test_resnet")
+
+
+@pytest.mark.parametrize("text", ['{"a": 1}', '{"asked": {}, "mine": 1}', '{"asked": 1, "my": "precious"}', "[]"])
+def test_a_row_that_no_comparison_wrote_is_kept(text: str, tmp_path: Path) -> None:
+    row = tmp_path / "runs" / "a-0" / "row.json"
+    row.parent.mkdir(parents=True)
+    row.write_text(text)
+    with pytest.raises(RunFolderError, match="not what a comparison wrote"):
+        tv.compare({"a": configuration(1)}, out=tmp_path, metrics=("rmse",))
+    assert row.read_text() == text
+
+
+@pytest.mark.parametrize("place", ["runs/a-0", "runs/a-0/evaluation"])
+def test_links_within_a_comparison_are_not_followed(place: str, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    link = tmp_path / "out" / place
+    link.parent.mkdir(parents=True)
+    link.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(RunFolderError, match="is a link"):
+        tv.compare({"a": configuration(1)}, out=tmp_path / "out", metrics=("rmse",))
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+@pytest.mark.usefixtures("without_shape_checks")
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"metrics": ("pnsr",)}, UnknownNameError),
+        ({"recipe": "sede"}, UnknownNameError),
+        ({"epochs": 0}, InvalidOptionError),
+        ({"model": {"backbone": "packaged", "image_size": 32, "head": "gausian"}}, UnknownNameError),
+        ({"engine": "cpu"}, InvalidOptionError),
+        ({"objective": "rmsee"}, UnknownNameError),
+    ],
+)
+def test_mistakes_are_found_before_anything_is_computed(change: dict[str, Any], error: Any, tmp_path: Path) -> None:
+    metrics = change.pop("metrics", ("rmse",))
+    with pytest.raises(error):
+        tv.compare({"a": {**configuration(1), **change}}, out=tmp_path / "out", metrics=metrics)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("without_shape_checks")
+@pytest.mark.parametrize("given", [[], {"a": 3}, {5: {"model": {}}}])
+def test_what_are_no_configurations_is_refused(given: Any, tmp_path: Path) -> None:
+    with pytest.raises(InvalidOptionError):
+        tv.compare(given, out=tmp_path)
+
+
+def test_photographs_have_no_parts_and_no_runs_among_them(tmp_path: Path) -> None:
+    pictures(tmp_path / "images", 1.0)
+    with pytest.raises(InvalidOptionError, match="drawn faces"):
+        tv.compare({"a": configuration(1)}, tmp_path / "images", out=tmp_path / "out", parts=True)
+    with pytest.raises(InvalidOptionError, match="would be taken for images"):
+        tv.compare({"a": configuration(1)}, tmp_path / "images", out=tmp_path / "images")
+    assert not (tmp_path / "images" / "features").exists()

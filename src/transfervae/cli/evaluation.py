@@ -24,7 +24,7 @@ COMPARED = "Measured alike"
 
 @app.command()
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="A run's folder, or a model's; with --compare a report.")],
+    model: Annotated[Path, typer.Argument(help="A run's folder, or a model's; with --compare a report or its folder.")],
     data: Annotated[
         list[Path] | None,
         typer.Argument(help="Image files, or folders of them; of a run, those that it held out if none are given."),
@@ -177,6 +177,8 @@ def compare(
     for spelled, which, head_name in product(backbone or ["packaged"], recipe or ["seed"], heads):
         words = [spelled, *([which] if recipe else []), *([head_name] if head_name else [])]
         name = "+".join(words).replace("timm:", "")
+        if name in configurations:
+            raise InvalidOptionError(f"{name} is given twice.")
         configurations[name] = {
             **common,
             "recipe": which,
@@ -234,7 +236,7 @@ def _print_comparison(result: Any) -> None:
         ("quality.png", "error against seconds"),
         ("comparison.csv", "this table"),
         ("comparison.json", "every figure, with the configurations"),
-        ("runs", "each run, with its report"),
+        ("runs", "each run, with its report: NAME-SEED"),
     ):
         screen.print(f"{escape(readable(result.folder / name))}  [dim]{what}[/]", soft_wrap=True, highlight=False)
 
@@ -266,7 +268,7 @@ def _print(report: Any) -> None:
     table.add_column("value", justify="right")
     for row in figure_rows(report.figures):
         table.add_row(*row)
-    table.add_row("RMSE of the mean image", f"{report.baseline['rmse']:.4g}")
+    table.add_row("RMSE of the mean of these images", f"{report.baseline['rmse']:.4g}")
     screen.print(table)
     if report.parts:
         shown = Table("part", "RMSE", "contrast", "removed", "95 %", title="Errors by part", title_justify="left")
@@ -282,9 +284,9 @@ def _compare(paths: list[Path], *, as_json: bool) -> None:
     from transfervae.evaluation import Report, compare_reports
     from transfervae.evaluation.sheet import NAMES
 
-    files = [path / "evaluation" / "report.json" if path.is_dir() else path for path in paths]
-    if len(files) < 2:
-        raise InvalidOptionError("--compare needs two reports or more.")
+    files = [_report_of(path) for path in paths]
+    if len(set(paths)) < max(2, len(paths)):
+        raise InvalidOptionError("--compare needs two reports or more, and each once.")
     reports = {str(path): Report.read(path) for path in files}
     compared = compare_reports(reports)
     if as_json:
@@ -296,3 +298,11 @@ def _compare(paths: list[Path], *, as_json: bool) -> None:
             escape(NAMES.get(figure, figure)), *(f"{values[name]:.4g}" if name in values else "" for name in reports)
         )
     screen.print(table)
+
+
+def _report_of(path: Path) -> Path:
+    """The file of a report that is named itself, or by its folder, or by its run's."""
+    if not path.is_dir():
+        return path
+    own = path / "report.json"
+    return own if own.exists() else path / "evaluation" / "report.json"

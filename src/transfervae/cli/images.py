@@ -1,5 +1,7 @@
 """Commands that run a trained model on images: reconstruct, sample, encode."""
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -36,7 +38,7 @@ def reconstruct(
     """
     check_suffix(out, ".png", "")
     vae = load(model, weights, device)
-    dataset = open_images(images, vae, skip_bad=skip_bad)
+    dataset = open_images(images, vae, skip_bad=skip_bad, out=out)
     pairs = reconstruct_images(vae, dataset)
     if out.suffix == ".png":
         write_pairs(out, *pairs)
@@ -108,9 +110,22 @@ def load(folder: Path, weights: str | None, device: str) -> TransferVAE:
         raise InvalidOptionError(f"The device {device!r} cannot be used: {str(error).splitlines()[0]}") from None
 
 
-def open_images(paths: list[Path], vae: TransferVAE, *, skip_bad: bool) -> ImageFolder:
-    """Images of the model's size; those that were skipped are named."""
+def open_images(paths: Sequence[Path], vae: TransferVAE, *, skip_bad: bool, out: Path | None = None) -> ImageFolder:
+    """Images of the model's size; those that were skipped are named.
+
+    Args:
+        paths: Files and folders.
+        vae: The model.
+        skip_bad: Leave unreadable files out.
+        out: The file that is to be written, which must be none of them.
+
+    Raises:
+        InvalidOptionError: If it is.
+        ImageFileError: If files cannot be read.
+    """
     dataset = ImageFolder(paths, vae.image_size, dtype=torch.uint8, skip_bad=skip_bad)
+    if out is not None and os.path.realpath(out) in map(os.path.realpath, dataset.paths):
+        raise InvalidOptionError(f"--out {str(out)!r} is one of the images, and would be replaced; choose another.")
     for reason in dataset.bad.values():
         screen.print(f"[yellow]skipped:[/] {escape(reason)}", soft_wrap=True, highlight=False)
     if dataset.bad:

@@ -52,7 +52,8 @@ def nearest(
     if not image.is_file():
         raise ImageFileError(f"There is no image {str(image)!r}.")
     vae = load(model, weights, device)
-    dataset = open_images(images, vae, skip_bad=skip_bad)
+    open_images([image], vae, skip_bad=False, out=out)
+    dataset = open_images(images, vae, skip_bad=skip_bad, out=out)
     others = [place for place, path in enumerate(dataset.paths) if os.path.realpath(path) != os.path.realpath(image)]
     if not others:
         raise InvalidOptionError("There is no other image than the one whose neighbours are looked for.")
@@ -86,7 +87,7 @@ def outliers(
 
     check_suffix(out, ".png")
     vae = load(model, weights, device)
-    dataset = open_images(images, vae, skip_bad=skip_bad)
+    dataset = open_images(images, vae, skip_bad=skip_bad, out=out)
     places, densities = find_outliers(vae, _encode(vae, dataset), count=count)
     table = Table("image", "log-density (nats)")
     for place, density in zip(places.tolist(), densities.tolist(), strict=True):

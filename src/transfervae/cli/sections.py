@@ -117,6 +117,8 @@ class Choices:
         options: dict[str, Any] = dict(entry) if isinstance(entry, Mapping) else dict.fromkeys(_listed(entry))
         named = scan(self._words, "--objective")
         terms = list(options) if named is None else _listed(named)
+        if len(set(terms)) < len(terms):
+            raise InvalidOptionError(f"--objective names a term twice: {', '.join(terms)}.")
         if is_completing():
             terms = [term for term in terms if term in TERMS]
         self.file["objective"] = {term: options[term] for term in terms if options.get(term) is not None}

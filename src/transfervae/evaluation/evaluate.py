@@ -132,7 +132,7 @@ def evaluate(
         found = measure_latents(vae, images, batch_size=batch_size, seed=seed, progress=progress)
         figures |= found.figures
         remarks += found.remarks
-    protocol = _protocol(vae, images, b"".join(sums.digests), list(collection.values()), seed)
+    protocol = _protocol(vae, images, b"".join(sums.digests), list(collection.values()), seed, batch_size)
     entries = _entries(images, sums.errors)
     return Report(
         figures=figures,
@@ -292,7 +292,7 @@ def _remarks(metrics: Sequence[Metric], count: int) -> list[str]:
 
 
 def _protocol(
-    vae: TransferVAE, images: ImageDataset, digests: bytes, metrics: Sequence[Metric], seed: int
+    vae: TransferVAE, images: ImageDataset, digests: bytes, metrics: Sequence[Metric], seed: int, batch_size: int
 ) -> dict[str, Any]:
     extractors = {
         part.label: part.fingerprint for metric in metrics for part in metric.modules() if isinstance(part, Extractor)
@@ -309,6 +309,7 @@ def _protocol(
         "extractors": extractors,
         "backbone": vae.backbone.config,
         "device": vae.device.type,
+        "batch_size": batch_size,
         "processes": count_processes(),
         **{name: _version(name) for name in VERSIONS},
     }

@@ -27,6 +27,11 @@ SAME_PROTOCOL = (
 )
 """Entries of a protocol that must agree before figures are put side by side."""
 
+DRAWN_FIGURES = ("draw_rmse", "nll")
+"""Figures of draws, which are others in batches of another size, or on another number of processes."""
+
+DRAWN_PROTOCOL = ("batch_size", "processes", "device")
+
 
 class ImageFigures(NamedTuple):
     """Errors of one image.
@@ -126,9 +131,11 @@ class Report:
             images = [ImageFigures(**entry) for entry in values.pop("images")]
             parts = {name: PartFigures(**part) for name, part in values.pop("parts").items()}
             figures = {name: float(value) for name, value in values.pop("figures").items()}
-            report = Report(images=images, parts=parts, figures=figures, **values)
-            is_whole = isinstance(report.protocol, dict) and {"rmse", "chroma"} <= report.baseline.keys()
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            baseline = {name: float(values["baseline"][name]) for name in ("rmse", "chroma")}
+            report = Report(images=images, parts=parts, figures=figures, **{**values, "baseline": baseline})
+            is_whole = isinstance(report.protocol, dict) and set(SAME_PROTOCOL) <= report.protocol.keys()
+            is_whole = is_whole and all(map(str.isidentifier, figures))
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise CheckpointError(f"{str(path)!r} holds no report: {error}") from error
         if not is_whole or any(map(math.isnan, figures.values())):
             raise CheckpointError(f"{str(path)!r} holds no report: its protocol or a figure is missing.")
@@ -142,7 +149,7 @@ def compare_reports(reports: Mapping[str, Report]) -> dict[str, dict[str, float]
         reports: By the name that each is shown under.
 
     Returns:
-        By figure, the value of each report that has it.
+        By figure, the value of each report that has it; without those of draws, if these were drawn otherwise.
 
     Raises:
         InvalidOptionError: If their protocols differ, naming the entry: such figures cannot be compared.
@@ -157,7 +164,15 @@ def compare_reports(reports: Mapping[str, Report]) -> dict[str, dict[str, float]
                     f"The figures of {first} and {name} cannot be compared: {entry} is {expected.get(entry)!r} and"
                     f" {protocol.get(entry)!r}."
                 )
-    names = dict.fromkeys(figure for report in reports.values() for figure in report.figures)
+    is_drawn_alike = all(
+        report.protocol.get(entry) == expected.get(entry) for report in reports.values() for entry in DRAWN_PROTOCOL
+    )
+    names = dict.fromkeys(
+        figure
+        for report in reports.values()
+        for figure in report.figures
+        if is_drawn_alike or figure not in DRAWN_FIGURES
+    )
     return {
         figure: {name: report.figures[figure] for name, report in reports.items() if figure in report.figures}
         for figure in names

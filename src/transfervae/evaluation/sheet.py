@@ -167,7 +167,7 @@ def _write_examples(path: Path, vae: TransferVAE, images: ImageDataset, indices:
 
 def _page(report: Report, folder: Path, examples: Mapping[str, Sequence[int]], plots: Sequence[str]) -> str:
     protocol = [(name, f"<code>{html.escape(str(value))}</code>") for name, value in report.protocol.items()]
-    baseline = [("RMSE of the mean image", f"{report.baseline['rmse']:.4g}")]
+    baseline = [("RMSE of the mean of these images", f"{report.baseline['rmse']:.4g}")]
     baseline += [("error of colour of the mean image", f"{report.baseline['chroma']:.4g}")]
     parts = [
         "<!doctype html><meta charset=utf-8><title>Evaluation</title>",

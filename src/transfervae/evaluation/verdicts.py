@@ -52,7 +52,8 @@ def _worse_than_the_mean_image(evidence: Evidence) -> str | None:
     if not evidence.has_pretrained_backbone:
         cause = "the backbone's weights are random: give it pretrained ones"
     elif 0 < len(evidence.rows) < FEW_EPOCHS:
-        cause = f"{len(evidence.rows)} epochs are few: train longer"
+        count = len(evidence.rows)
+        cause = f"{count} epoch{'s are' if count > 1 else ' is'} few: train longer"
     else:
         cause = "lower the weight of the KL (--objective.kl.weight), or the learning rate"
     return f"Worse than the mean image: RMSE {own:.4f}, and {mean:.4f} for the mean image. Likely cause: {cause}."

@@ -18,17 +18,12 @@ SCALES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 
 
 class _OfBatch(Term):
-    """A term with one value for the batch."""
+    """A term with one value for the batch; 0 for a batch of one item, which tells nothing of it."""
 
     def evaluate(self, output: ModelOutput, images: Images) -> TermValue:  # noqa: ARG002 - every term has them
-        """The value of the batch, twice.
-
-        Raises:
-            InvalidOptionError: If the batch has a single item.
-        """
-        if len(output.latent) < 2:
-            raise InvalidOptionError(f"{type(self).__name__} needs batches of two items or more.")
-        value = self.of_latents(output.posterior, output.latent.flatten(1))
+        """The value of the batch, twice."""
+        latents = output.latent.flatten(1)
+        value = self.of_latents(output.posterior, latents) if len(latents) > 1 else 0.0 * latents.sum()
         return TermValue(value, value)
 
     def of_latents(self, posterior: Posterior, latents: Float[Tensor, "b d"]) -> Scalar:

@@ -135,27 +135,37 @@ class FeatureError(Term):
         self,
         *,
         extractor: str | None = None,
-        nodes: Sequence[Node] | None = None,
+        nodes: Node | Sequence[Node] | None = None,
         weights: str | os.PathLike[str] | None = "default",
     ) -> None:
         """Choose a network; that of the encoder is known once training begins (`attach`).
 
         Args:
             extractor: Name of a backbone, as `create_backbone` takes it; the encoder's if None.
-            nodes: Where its features are compared; at its four finest grids, or four depths of one grid, if None.
+            nodes: Where its features are compared, one or several, as `node` of `create_backbone`; at its four finest
+                grids, or four depths of one grid, if None.
             weights: Of a named extractor: default, a file, or none.
 
         Raises:
+            InvalidOptionError: If weights are given without an extractor that they are of.
             TransferVAEError: If a named network cannot be created, as `create_backbone`.
         """
         super().__init__()
-        self._nodes = None if nodes is None else list(nodes)
+        if extractor is None and weights != "default":
+            raise InvalidOptionError("The term features has weights, and no extractor that they are of; name it.")
+        self._nodes = nodes
         self._network: Unregistered | None = None
         if extractor is not None:
             self._network = Unregistered(_create(extractor, self._nodes, weights))
 
     def attach(self, backbone: FrozenBackbone) -> None:
-        """Take the encoder's network, if no other was named."""
+        """Take the encoder's network, if no other was named: it is created once more, to be read at other nodes.
+
+        Raises:
+            InvalidOptionError: If it is no backbone.
+        """
+        if not isinstance(backbone, FrozenBackbone):
+            raise InvalidOptionError(f"attach takes a FrozenBackbone, got {type(backbone).__name__}.")
         if self._network is not None:
             return
         source = backbone.provenance
@@ -185,8 +195,8 @@ class FeatureError(Term):
         return 0.1
 
 
-def _create(name: str, nodes: Sequence[Node] | None, weights: str | os.PathLike[str] | None) -> FrozenBackbone:
-    return create_backbone(name, node=spread_nodes(name, NODES) if nodes is None else list(nodes), weights=weights)
+def _create(name: str, nodes: Node | Sequence[Node] | None, weights: str | os.PathLike[str] | None) -> FrozenBackbone:
+    return create_backbone(name, node=spread_nodes(name, NODES) if nodes is None else nodes, weights=weights)
 
 
 def _normalised(features: Tensor) -> Tensor:

@@ -1,9 +1,11 @@
 """Reconstruction terms: thin modules over the functions in `losses`, each with the KL weight that suits its scale."""
 
+import torch
+
 from transfervae import losses
 from transfervae.objectives.term import ModelOutput, Term
 from transfervae.options import records_options
-from transfervae.shapes import Images, PerItem
+from transfervae.shapes import Images, PerItem, check_nonnegative
 
 
 @records_options
@@ -73,6 +75,7 @@ class Charbonnier(Term):
             epsilon: Error up to which it is round, above 0.
         """
         super().__init__()
+        losses.charbonnier(torch.zeros(1, 1), torch.zeros(1, 1), epsilon=epsilon)  # refuses one out of range
         self.epsilon = epsilon
 
     def forward(self, output: ModelOutput, images: Images) -> PerItem:
@@ -100,6 +103,7 @@ class FocalFrequency(Term):
             alpha: How much more they count; 0 gives the squared error.
         """
         super().__init__()
+        check_nonnegative(alpha=alpha)
         self.alpha = alpha
 
     def forward(self, output: ModelOutput, images: Images) -> PerItem:

@@ -18,26 +18,32 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 
+from transfervae.cache.manifest import MANIFEST_FILE
 from transfervae.data import SelectedImages, ToyFaces, open_dataset
+from transfervae.decoders import DECODERS
 from transfervae.errors import CheckpointError, InvalidOptionError, RunFolderError, UnknownOptionError
 from transfervae.evaluation import REPORTED, evaluate, write_report
 from transfervae.evaluation.parts import face_masks
 from transfervae.files import held, read_json, write_atomically, write_json
-from transfervae.metrics import AnyMetric
+from transfervae.heads import HEADS
+from transfervae.metrics import AnyMetric, make_metrics
 from transfervae.model import TransferVAE
+from transfervae.objectives import Objective
 from transfervae.options import Spec, options_of, plain
 from transfervae.pictures import write_grid, write_quality
 from transfervae.shapes import check_positive, parse_image_size, unit_images
+from transfervae.training._checks import check_outside
 from transfervae.training._config import make_group
 from transfervae.training._images import RunImages
 from transfervae.training.held_out import history_of
-from transfervae.training.options import DataOptions
+from transfervae.training.options import DataOptions, EngineOptions
+from transfervae.training.recipes import part_of, read_recipe
 from transfervae.training.run import cache_features, train
 
 SHOWN = 8
 ROW = "row.json"
 FILES = ("comparison.json", "comparison.csv", "quality.png", "sheet.png")
-TAKEN = ("out", "resume", "console", "seed", "callbacks", "transform")
+TAKEN = ("out", "resume", "console", "seed", "callbacks", "transform", "val_data")
 """Arguments of `train` that a comparison gives itself, or that no configuration can record."""
 
 NAME = re.compile(r"[\w.,@:+-]+")
@@ -124,7 +130,7 @@ def compare(
         data: The images, in any form that `train` takes; drawn faces if None.
         out: The folder.
         seeds: How many seeds each is trained with: 0, 1, ...; each has a split of its own.
-        metrics: What is measured, as `evaluate` takes it.
+        metrics: What is measured, as `evaluate` takes it; `rmse` in any case.
         parts: Also measure errors by part, for drawn faces: figures `removed_eyes` and so on.
         console: Where to print; nothing is printed if None.
 
@@ -132,24 +138,21 @@ def compare(
         The rows.
 
     Raises:
-        InvalidOptionError: If there is no configuration, a name that no folder can have, or models of several sizes.
+        InvalidOptionError: If there is no configuration, a name that no folder can have, or models of several sizes or
+            with other images held out.
+        RunFolderError: If the images have changed since models were measured, or the folder holds something else.
         TransferVAEError: As `train` and `evaluate`.
     """
     check_positive(seeds=seeds)
     folder, console = Path(out), console or Console(quiet=True)
-    sizes = {parse_image_size(_model_of(given).get("image_size", 128)) for given in configurations.values()}
-    if not configurations:
-        raise InvalidOptionError("A comparison needs at least one configuration.")
-    if len(sizes) != 1:
-        raise InvalidOptionError(f"A comparison needs models of one image size, got {sorted(sizes)}.")
-    for name in configurations:
-        if not NAME.fullmatch(name):
-            raise InvalidOptionError(f"A configuration cannot be named {name!r}: letters, digits and _.,@:+-")
-    known = {"model", *options_of(train, skip=TAKEN)}
-    for name, given in configurations.items():
-        for option in given:
-            if option not in known:
-                raise UnknownOptionError(f"Configuration {name!r}", option, known)
+    _check_configurations(configurations)
+    check_outside(folder, data)
+    metrics = [*metrics] if "rmse" in make_metrics(metrics) else ["rmse", *metrics]
+    splits = [_split(given, _images(data, given), seed=0) for given in configurations.values()]
+    if len({tuple(split.val_names()) for split in splits}) > 1:
+        raise InvalidOptionError("A comparison needs models that hold out the same images; give them one 'val'.")
+    if parts:
+        face_masks(splits[0].dataset)
     _check_folder(folder)
     rows: list[Row] = []
     features: dict[Path, list[float]] = {}
@@ -183,17 +186,25 @@ class _Trial:
 def _carry_out(trial: _Trial, metrics: Sequence[AnyMetric], *, parts: bool, console: Console) -> Row:
     """Train and measure one trial, or go on where it stopped."""
     noted = trial.folder / ROW
+    for path in (trial.folder, trial.folder / "evaluation", trial.cache):
+        if path.is_symlink():
+            raise RunFolderError(f"{str(path)!r} is a link, and a comparison follows none; choose another folder.")
     images = _images(trial.data, trial.given)
+    split = _split(trial.given, images, trial.seed)
     asked = {
-        "arguments": json.loads(json.dumps(plain(trial.given), default=repr)),
+        "arguments": _recorded(trial.given),
         "metrics": [str(metric) for metric in metrics],
         "parts": parts,
-        "images": _split(trial.given, images, trial.seed).images_id,
+        "images": {**split.images_id, "held_out_sha256": split.val_digest()},
     }
     if noted.exists():
-        done = read_json(noted)
-        if done.pop("asked") == asked:
-            return Row(**done)
+        done, row = _read_row(noted)
+        if done.get("images") != asked["images"]:
+            raise RunFolderError(
+                f"The images have changed since {str(trial.folder)!r} was measured; choose another folder."
+            )
+        if done == asked:
+            return row
     arguments = {name: value for name, value in trial.given.items() if name != "model"}
     arguments |= {"seed": trial.seed, "engine": {**dict(arguments.get("engine") or {}), "cache": str(trial.cache)}}
     config = trial.folder / "config.json"
@@ -218,6 +229,55 @@ def _carry_out(trial: _Trial, metrics: Sequence[AnyMetric], *, parts: bool, cons
     )
     write_json(noted, {**asdict(row), "asked": asked})
     return row
+
+
+def _read_row(path: Path) -> tuple[dict[str, Any], Row]:
+    """What was asked for, and what was found.
+
+    Raises:
+        RunFolderError: If no comparison wrote the file.
+    """
+    try:
+        values = read_json(path)
+        asked = dict(values.pop("asked"))
+        row = Row(**values)
+        sum([*row.figures.values(), row.seconds, row.baseline, row.feature_seconds, row.cache_bytes])  # numbers all
+    except (CheckpointError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise RunFolderError(
+            f"{str(path)!r} is not what a comparison wrote; move it away, or choose another folder."
+        ) from error
+    return asked, row
+
+
+def _recorded(given: Mapping[str, Any]) -> Any:
+    """A configuration in plain values; what has none by its description."""
+    return json.loads(json.dumps(plain(given), default=repr))
+
+
+def _check_configurations(configurations: Mapping[str, Mapping[str, Any]]) -> None:
+    """Find what is wrong with configurations before anything is computed."""
+    if not isinstance(configurations, Mapping) or not all(
+        isinstance(given, Mapping) for given in configurations.values()
+    ):
+        raise InvalidOptionError("configurations must be a mapping from names to arguments of train, as mappings.")
+    if not configurations:
+        raise InvalidOptionError("A comparison needs at least one configuration.")
+    known = {"model", *options_of(train, skip=TAKEN)}
+    for name, given in configurations.items():
+        if not isinstance(name, str) or not NAME.fullmatch(name):
+            raise InvalidOptionError(f"A configuration cannot be named {name!r}: letters, digits and _.,@:+-")
+        for option in given:
+            if option not in known:
+                raise UnknownOptionError(f"Configuration {name!r}", option, known)
+        model, recipe = _model_of(given), read_recipe(given.get("recipe", "seed"))
+        for kind, table in (("head", HEADS), ("decoder", DECODERS)):
+            table.check(part_of(recipe, kind, model.get(kind)))
+        Objective.parse(given.get("objective") or recipe["objective"])
+        make_group(EngineOptions, given.get("engine"))
+        check_positive(epochs=given.get("epochs", 5))
+    sizes = {parse_image_size(_model_of(given).get("image_size", 128)) for given in configurations.values()}
+    if len(sizes) != 1:
+        raise InvalidOptionError(f"A comparison needs models of one image size, got {sorted(sizes)}.")
 
 
 def _split(given: Mapping[str, Any], images: Any, seed: int) -> RunImages:
@@ -262,15 +322,21 @@ def _features_for(given: Mapping[str, Any], data: Any, folder: Path, console: Co
     """The folder of a configuration's features, and the seconds that they took; computed if they are not there yet."""
     model, reading = _model_of(given), make_group(DataOptions, given.get("dataset"))
     size = list(parse_image_size(model.get("image_size", 128)))
-    key: list[Any] = plain([Spec.parse(model["backbone"], "backbone").to_dict(), size, reading.flips])
+    backbone = part_of(read_recipe(given.get("recipe", "seed")), "backbone", model.get("backbone"))
+    key: list[Any] = plain([Spec.parse(backbone, "backbone").to_dict(), size, reading.flips])
     target = folder / "features" / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
     noted = target.with_suffix(".json")
-    if noted.exists():
-        return target, float(read_json(noted)["seconds"])
+    if noted.exists() and (target / MANIFEST_FILE).exists():
+        try:
+            return target, float(read_json(noted)["seconds"])
+        except (CheckpointError, KeyError, TypeError, ValueError) as error:
+            raise RunFolderError(f"{str(noted)!r} is not what a comparison wrote; choose another folder.") from error
+    if target.is_symlink():
+        raise RunFolderError(f"{str(target)!r} is a link, and a comparison follows none; choose another folder.")
     began = time.monotonic()
     engine = {**dict(given.get("engine") or {}), "cache": "auto"}
     images = _images(data, given)
-    cache_features(model["backbone"], images, target, image_size=size, dataset=reading, engine=engine, console=console)
+    cache_features(backbone, images, target, image_size=size, dataset=reading, engine=engine, console=console)
     seconds = time.monotonic() - began
     write_json(noted, {"seconds": seconds, "features": key})
     return target, seconds
@@ -288,7 +354,7 @@ def _write(comparison: Comparison, data: Any, configurations: Mapping[str, Mappi
     write_json(
         folder / "comparison.json",
         {
-            "configurations": {name: plain(given) for name, given in configurations.items()},
+            "configurations": {name: _recorded(given) for name, given in configurations.items()},
             "summary": {
                 name: {figure: {"mean": mean, "std": std} for figure, (mean, std) in figures.items()}
                 for name, figures in summary.items()

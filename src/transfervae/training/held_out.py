@@ -62,7 +62,12 @@ def _check_same(folder: RunFolder, images: RunImages) -> None:
             f"The images are not those that the run in {str(folder.root)!r} held out: {folder.val_images.name} names"
             " others."
         )
-    if folder.result.exists() and read_json(folder.result).get("val_images_sha256") != images.val_digest():
+    if not folder.result.exists():
+        raise RunFolderError(
+            f"The run in {str(folder.root)!r} has not ended, and has noted no hash of its held-out images; finish it"
+            " (--resume), or name images to evaluate on."
+        )
+    if read_json(folder.result).get("val_images_sha256") != images.val_digest():
         raise RunFolderError(
             f"The images that the run in {str(folder.root)!r} held out have changed since; name images to evaluate on."
         )

@@ -158,6 +158,15 @@ class VAEModule(pl.LightningModule):
             self._average.move()
 
     @override
+    def on_train_start(self) -> None:
+        """Bring what a checkpoint gave the optimisers into the parameters' memory layout: fused steps rely on it."""
+        for optimizer in self._optimizers():
+            for parameter, state in optimizer.state.items():
+                for name, value in state.items():
+                    if isinstance(value, Tensor) and value.shape == parameter.shape:
+                        state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+    @override
     def on_train_epoch_start(self) -> None:
         """Start the epoch's own noise; torch's global one is for parts and transforms of one's own."""
         seed = epoch_seed(self._seed, self.current_epoch, self.global_rank)
