@@ -167,3 +167,7 @@ def test_a_recipe_s_options_lie_beneath_files_and_the_command_line(tmp_path: Pat
     assert from_file["head"] == {"name": "gaussian", "latent_dim": 128}
     assert from_file["backbone"]["node"] == 1
     assert from_file["optimizer"]["name"] == "adamw"
+
+
+def test_a_term_named_twice_is_said() -> None:
+    assert_one_line_error(run("train", "--objective", "l1,l1,kl"), "names a term twice")

@@ -325,3 +325,26 @@ def test_an_interrupted_report_leaves_no_page_of_other_figures(
 def test_only_models_are_measured() -> None:
     with pytest.raises(InvalidOptionError, match="must be a TransferVAE, got NoneType"):
         tv.evaluate(None, FACES)  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("without_shape_checks")
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"metrics": None}, "list of metrics"),
+        ({"masks": lambda _: None}, "masks by name"),
+        ({"rows": ["a"]}, "one mapping an epoch"),
+        ({"likelihood_draws": 0}, "likelihood_draws"),
+    ],
+)
+def test_arguments_of_other_kinds_are_refused(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(InvalidOptionError, match=words):
+        tv.evaluate(make_vae("resnet"), FACES, **{"metrics": QUICK, **options})
+
+
+@pytest.mark.parametrize("change", [{"figures": {"rmse": 10**400}}, {"figures": {"\ud800": 1.0}}, {"protocol": {}}])
+def test_reports_with_impossible_entries_are_refused(change: dict[str, Any], report: Report, tmp_path: Path) -> None:
+    report.write(tmp_path / "report.json")
+    write_json(tmp_path / "report.json", read_json(tmp_path / "report.json") | change)
+    with pytest.raises(CheckpointError, match=r"report\.json"):
+        Report.read(tmp_path / "report.json")

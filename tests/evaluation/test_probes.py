@@ -7,7 +7,7 @@ from torch import Tensor
 import transfervae as tv
 from tests.samples import make_vae, random_images
 from transfervae.errors import InvalidOptionError
-from transfervae.evaluation import nearest_images, outliers, probe
+from transfervae.evaluation import disentanglement, nearest_images, outliers, probe
 
 
 def clusters(distance: float, count: int = 60) -> tuple[Tensor, list[int]]:
@@ -73,3 +73,18 @@ def test_outliers_of_deterministic_heads_are_in_scaled_space() -> None:
     places, _ = outliers(vae, vae.encode(images), count=1)
     expected = vae.encode(images, scaled=True).mode().flatten(1).square().sum(dim=1).argmax()
     assert places[0] == expected
+
+
+def test_vectors_that_cannot_be_compared_are_refused() -> None:
+    points, labels = clusters(2.0)
+    spoilt = points.clone()
+    spoilt[0, 0] = float("nan")
+    for call in (
+        lambda: probe(spoilt, labels),
+        lambda: nearest_images(spoilt, points[:1]),
+        lambda: disentanglement(spoilt, torch.randn(len(points), 2)),
+    ):
+        with pytest.raises(InvalidOptionError, match="finite"):
+            call()
+    with pytest.raises(InvalidOptionError, match="5 numbers and queries of 3"):
+        nearest_images(points, points[:1, :3])

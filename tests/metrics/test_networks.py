@@ -81,7 +81,7 @@ def test_lpips_says_what_it_cannot_do(squeeze: Path, tmp_path: Path, monkeypatch
         LPIPS(network="vgg", weights=tmp_path / "nothing.pth")
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
     monkeypatch.setattr(urllib.request, "urlopen", refuse)
-    with pytest.raises(WeightsUnavailableError, match=r"vgg16-397923af\.pth.*Put the file there.*weights=PATH"):
+    with pytest.raises(WeightsUnavailableError, match=r"vgg16-397923af\.pth.*Put the file there.*as weights"):
         LPIPS(network="vgg")
 
 
@@ -172,7 +172,7 @@ def test_a_file_of_another_network_is_no_inception(squeeze: Path) -> None:
 def test_weights_of_inception_that_cannot_be_fetched_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
     monkeypatch.setattr(urllib.request, "urlopen", refuse)
-    with pytest.raises(WeightsUnavailableError, match=r"Inception's weights \(weights-inception.*weights=PATH"):
+    with pytest.raises(WeightsUnavailableError, match=r"Inception's weights \(weights-inception.*weights: FILE"):
         KID()
 
 

@@ -20,6 +20,7 @@ from transfervae.errors import CheckpointError, WeightsMismatchError, WeightsUna
 
 REACH_SECONDS = 6.0
 MISFITS_NAMED = 3
+BACKBONE_ADVICE = "give one with weights=PATH; the backbone 'packaged' needs no download."
 
 WRAPPINGS = ("state_dict", "model")
 """Keys that checkpoints keep their tensors under, beside an optimiser's state and so on."""
@@ -85,12 +86,13 @@ def _check_state(state: object, file: Path) -> dict[str, Tensor]:
     return dict(state)
 
 
-def fetch_weights(url: str, *, owner: str) -> dict[str, Tensor]:
+def fetch_weights(url: str, *, owner: str, advice: str = BACKBONE_ADVICE) -> dict[str, Tensor]:
     """Read weights from torch's cache, fetching them once a machine if they are not there.
 
     Args:
         url: Where they are published.
         owner: Whose weights they are, for the message.
+        advice: What else can be done, for the message.
 
     Returns:
         Tensors by name, on the CPU.
@@ -101,7 +103,7 @@ def fetch_weights(url: str, *, owner: str) -> dict[str, Tensor]:
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     file = folder / Path(urlsplit(url).path).name
     if not file.exists():
-        require_reachable(url, owner=owner, file=file.name, folder=folder)
+        require_reachable(url, owner=owner, file=file.name, folder=folder, advice=advice)
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{file}.lock"):
             if not file.exists():
@@ -109,7 +111,7 @@ def fetch_weights(url: str, *, owner: str) -> dict[str, Tensor]:
     return read_weights(file)
 
 
-def require_reachable(url: str, *, owner: str, file: str, folder: Path) -> None:
+def require_reachable(url: str, *, owner: str, file: str, folder: Path, advice: str = BACKBONE_ADVICE) -> None:
     """Make sure within seconds that a server answers.
 
     The request runs in a thread of its own, because looking a name up cannot be timed out.
@@ -134,7 +136,7 @@ def require_reachable(url: str, *, owner: str, file: str, folder: Path) -> None:
         host = urlsplit(url).netloc
         raise WeightsUnavailableError(
             f"{owner}'s weights ({file}) are not in {folder}, and {host} cannot be reached."
-            f" Put the file there, or give one with weights=PATH; the backbone 'packaged' needs no download."
+            f" Put the file there, or {advice}"
         )
 
 

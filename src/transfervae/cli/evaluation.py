@@ -110,14 +110,15 @@ def parse_metrics(text: str) -> list[Any]:
     Raises:
         InvalidOptionError: If it is neither.
     """
-    if not text.lstrip().startswith("["):
-        return [name.strip() for name in text.split(",")]
+    if not text.lstrip().startswith(("[", "{")):
+        return [name.strip() for name in text.split(",") if name.strip()]
     yaml = import_module("yaml")
     try:
         entries = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise InvalidOptionError(f"--metrics is no list in YAML: {' '.join(str(error).split())}") from error
-    return [entry if isinstance(entry, str) else Spec.parse(entry, "metric") for entry in entries]
+    listed = entries if isinstance(entries, list) else [entries]
+    return [entry if isinstance(entry, str) else Spec.parse(entry, "metric") for entry in listed]
 
 
 def _start_processes(device: str, devices: int) -> tuple[str, bool]:
@@ -169,6 +170,8 @@ def compare(
     from transfervae.evaluation import REPORTED
 
     common = {} if config is None else read_file(config)
+    if "model" in common:
+        raise InvalidOptionError("The file holds 'model'; write its head, decoder and prior without it, as train does.")
     model = {name: common.pop(name) for name in ("head", "decoder", "prior") if name in common}
     for name in ("backbone", "recipe", "image_size", "epochs", "seed", "data"):
         common.pop(name, None)

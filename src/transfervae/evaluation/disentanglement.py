@@ -58,6 +58,8 @@ def disentanglement(latents: Float[Tensor, "n d"], factors: Tensor) -> Disentang
             f"Scores need latents [n, d] with d at least 2 and factors [n, k], got {list(latents.shape)} and"
             f" {list(factors.shape)}."
         )
+    if not (latents.isfinite().all() and factors.isfinite().all()):
+        raise InvalidOptionError("Latents and factors must be finite.")
     varies = (factors != factors[:1]).any(dim=0)
     if len(latents) < FEWEST or not varies.any():
         raise InvalidOptionError(f"Scores need at least {FEWEST} images, and a factor that varies.")

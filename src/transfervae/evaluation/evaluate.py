@@ -102,6 +102,8 @@ def evaluate(
     check_seed(seed)
     if masks is not None and not callable(masks):
         raise InvalidOptionError("masks must be a function from an image's index to its masks by name.")
+    if not all(isinstance(row, Mapping) for row in rows):
+        raise InvalidOptionError("rows must be figures by name, one mapping an epoch.")
     collection = make_metrics(metrics).to(vae.device)
     images = open_dataset(data, vae.image_size)
     own = Subset(images, own_places(len(images)))

@@ -98,6 +98,8 @@ def _sum_within(
     masks: Masks, own: Float[Tensor, "h w"], baseline: Float[Tensor, "h w"]
 ) -> dict[str, tuple[float, float, float]]:
     """Pixels of each part, and sums of squares over them."""
+    if not isinstance(masks, Mapping):
+        raise InvalidOptionError(f"masks must give an image's masks by name, got {type(masks).__name__}.")
     sums = {}
     for name, mask in masks.items():
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool:

@@ -54,6 +54,7 @@ def probe(points: Tensor, labels: Sequence[int]) -> ProbeFigures:
     """
     if len(labels) != len(points):
         raise InvalidOptionError(f"There are {len(points)} vectors and {len(labels)} labels.")
+    _check_finite(points)
     counts = Counter(labels)
     kept = [place for place, label in enumerate(labels) if counts[label] >= 2]
     classes = torch.tensor([labels[place] for place in kept])
@@ -76,9 +77,12 @@ def nearest_images(points: Tensor, query: Tensor, *, count: int = 8) -> Int64[Te
         count: How many; at most n are given.
 
     Raises:
-        InvalidOptionError: If `count` is below 1.
+        InvalidOptionError: If `count` is below 1, lengths differ, or values are not finite.
     """
     check_positive(count=count)
+    if points[0].numel() != query[0].numel():
+        raise InvalidOptionError(f"Vectors of {points[0].numel()} numbers and queries of {query[0].numel()} differ.")
+    _check_finite(points, query)
     distances = torch.cdist(query.flatten(1).double(), points.flatten(1).double())
     places: Tensor = distances.topk(min(count, len(points)), largest=False).indices
     return places
@@ -108,6 +112,11 @@ def outliers(vae: TransferVAE, posterior: Posterior, *, count: int = 8) -> tuple
     likely = prior.log_prob(latents)
     values, places = likely.topk(min(count, len(likely)), largest=False)
     return places, values
+
+
+def _check_finite(*values: Tensor) -> None:
+    if not all(part.isfinite().all() for part in values):
+        raise InvalidOptionError("Vectors must be finite.")
 
 
 def _linear_accuracy(vectors: Points, classes: Tensor, *, folds: int) -> float:

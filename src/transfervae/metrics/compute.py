@@ -57,7 +57,7 @@ def make_metrics(metrics: Sequence[AnyMetric] | Mapping[str, Metric] = DEFAULT_M
         UnknownNameError: For a name that is not in `METRICS`.
         InvalidOptionError: For a metric that is given twice, or is none.
     """
-    if isinstance(metrics, str | Metric):
+    if not isinstance(metrics, Sequence | Mapping) or isinstance(metrics, str):
         raise InvalidOptionError(f"metrics must be a list of metrics, got {metrics!r}; write [{metrics!r}].")
     made: dict[str, Metric] = {}
     entries = metrics.items() if isinstance(metrics, Mapping) else [_named(metric) for metric in metrics]

@@ -99,7 +99,10 @@ class InceptionFeatures(nn.Module):
         except ImportError:
             raise MissingExtraError("FID and KID", "evaluate") from None
         url: str = module.URL_INCEPTION_V3
-        state = fetch_weights(url, owner="Inception") if str(weights) == "default" else read_weights(weights)
+        advice = "give one: {name: fid, weights: FILE}; fd and kd with the extractor packaged need no download."
+        state = (
+            fetch_weights(url, owner="Inception", advice=advice) if str(weights) == "default" else read_weights(weights)
+        )
         with tempfile.TemporaryDirectory() as folder:  # it reads pickles with code in them: it gets tensors alone
             path = Path(folder) / "inception.pth"
             torch.save(state, path)

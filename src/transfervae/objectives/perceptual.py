@@ -58,7 +58,8 @@ class LearnedDistance(nn.Module):
         if network not in NETWORKS:
             raise InvalidOptionError(f"network must be one of {', '.join(NETWORKS)}, got {network!r}.")
         owner, url = f"LPIPS's {network}", NETWORKS[network]
-        state = fetch_weights(url, owner=owner) if str(weights) == "default" else read_weights(weights)
+        advice = "give one as weights; the metrics fd and kd and the term features work without a download."
+        state = fetch_weights(url, owner=owner, advice=advice) if str(weights) == "default" else read_weights(weights)
         self.network = network
         self.label = f"LPIPS 0.1 of {network}"
         self.fingerprint = digest_tensors({name: state[name] for name in state if name.startswith("features.")})

@@ -145,7 +145,8 @@ class WeightedTerm(nn.Module):
         if schedule not in SCHEDULES:
             raise UnknownNameError("schedule", schedule, SCHEDULES)
         check_nonnegative(weight=0 if weight is None else weight)
-        check_positive(schedule_epochs=schedule_epochs, start_epoch=start_epoch + 1)
+        check_positive(schedule_epochs=schedule_epochs)
+        check_nonnegative(start_epoch=start_epoch)
         self.term = term
         self.weight = weight
         self.start_epoch = start_epoch
