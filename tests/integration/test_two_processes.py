@@ -15,6 +15,7 @@ MEASURED = ("--parts", "--latents", "--metrics", "rmse,ssim,information,active_u
 SCRIPT = """
 import hashlib, os, sys
 from pathlib import Path
+import torch
 from tests.extension import mine
 from transfervae.__main__ import main
 from transfervae.training._checkpoint_io import SafetensorsIO
@@ -30,6 +31,7 @@ def transfervae(*words):
             raise
 
 transfervae("train", *sys.argv[2:], "--out", folder / "run")
+torch.distributed.barrier()  # the first process writes what the run has found after the others are done
 transfervae("evaluate", folder / "run", *MEASURED, "--devices", "2", "--out", folder / "report")
 mine.ENGINE.update(devices=2, strategy="ddp")
 result = mine.train(folder / "mine", epochs=2)
