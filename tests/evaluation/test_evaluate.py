@@ -348,3 +348,10 @@ def test_reports_with_impossible_entries_are_refused(change: dict[str, Any], rep
     write_json(tmp_path / "report.json", read_json(tmp_path / "report.json") | change)
     with pytest.raises(CheckpointError, match=r"report\.json"):
         Report.read(tmp_path / "report.json")
+
+
+def test_a_run_that_has_not_ended_has_no_images_to_be_sure_of(photographed: tuple[Path, Path], tmp_path: Path) -> None:
+    shutil.copytree(photographed[0], tmp_path / "run")
+    (tmp_path / "run" / "result.json").unlink()
+    with pytest.raises(RunFolderError, match="has not ended"):
+        held_out_images(tmp_path / "run")
