@@ -129,9 +129,18 @@ def charbonnier(reconstruction: Tensor, images: Tensor, *, epsilon: float = 1e-3
         ShapeError: If the shapes differ.
         InvalidOptionError: If `epsilon` is not above 0.
     """
+    check_epsilon(epsilon)
+    return (_difference(reconstruction, images).square() + epsilon**2).sqrt().mean(dim=1)
+
+
+def check_epsilon(epsilon: float) -> None:
+    """Check the constant of `charbonnier`.
+
+    Raises:
+        InvalidOptionError: If it is not above 0 and finite.
+    """
     if not 0 < epsilon < math.inf:
         raise InvalidOptionError(f"epsilon must be above 0 and finite, got {epsilon}.")
-    return (_difference(reconstruction, images).square() + epsilon**2).sqrt().mean(dim=1)
 
 
 def focal_frequency(reconstruction: Tensor, images: Tensor, *, alpha: float = 1.0) -> PerItem:

@@ -190,11 +190,9 @@ class FrozenBackbone(nn.Module):
             InvalidImageError: If the tensor is no batch of RGB images in [0, 1].
             ImageSizeError: If the network cannot take the size.
         """
-        prepared, network = self._prepare(images), self.network
-        if not hasattr(network, "maps"):
-            return [network(prepared)]
-        maps: list[Tensor] = network.maps(prepared)  # type: ignore[operator]
-        return maps
+        prepared = self._prepare(images)
+        read: Callable[[Images], list[Tensor]] | None = getattr(self.network, "maps", None)
+        return [self.network(prepared)] if read is None else read(prepared)
 
     def _prepare(self, images: Tensor) -> Images:
         """Check and normalise images, and make sure that the network is still frozen."""

@@ -40,7 +40,8 @@ def evaluate(
         str | None, typer.Option(help="Also distances of features (fd, kd), by this backbone: packaged, timm:NAME, …")
     ] = None,
     likelihood: Annotated[
-        int | None, typer.Option(help="Also the negative log-likelihood, from so many draws per image.")
+        int | None,
+        typer.Option(help="Also the negative log-likelihood, from this number of draws per image."),
     ] = None,
     latents: Annotated[
         bool, typer.Option("--latents", help="Also what latents tell: classes (folders), mutual information, factors.")

@@ -85,7 +85,7 @@ class Choices:
         return [Section("", "Objective", {"objective": chooser}, is_scanned=True), *terms]
 
     def names(self) -> dict[str, Any]:
-        """What is chosen, by kind: names of parts, and those of the terms as `objective`."""
+        """The chosen names by kind: one for each part, and the list of terms as `objective`."""
         fallbacks = {"backbone": "auto", **{kind: next(iter(PARTS[kind])) for kind in ("head", "decoder")}}
         return {kind: self._name(kind, name) for kind, name in fallbacks.items()} | {"objective": self._terms}
 

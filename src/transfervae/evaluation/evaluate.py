@@ -3,7 +3,6 @@
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -35,7 +34,7 @@ JUDGED = ("rmse", "chroma", "active_units")
 """Metrics that verdicts are made from."""
 
 DRAWN = 4
-"""One of so many images is decoded from a draw too."""
+"""Every fourth image of a batch is also decoded from a draw."""
 
 VERSIONS = ("transfervae", "torch", "torchmetrics", "timm")
 
@@ -75,9 +74,9 @@ def evaluate(
         data: Images in any form that `open_dataset` takes.
         metrics: Names or specs from `METRICS`, or metrics of your own.
         masks: Gives the parts of the image at an index: boolean `[h, w]` by name. Errors are then told by part.
-        likelihood_draws: Also `nll`, the images' negative log-likelihood in nats per image, as
-            `negative_log_likelihood` estimates it with so many draws, at the standard deviation that suits the images
-            best: the root of their mean squared error. None leaves it out.
+        likelihood_draws: Number of draws per image from which `negative_log_likelihood` estimates `nll`, in nats per
+            image. The standard deviation of a pixel is the root of the images' mean squared error, which maximises
+            the likelihood. None leaves `nll` out.
         latents: Also what latents tell, as `measure_latents` does; those of all images are kept in memory.
         rows: Figures by epoch, of the model's run, for verdicts on its length.
         monitor: The figure of `rows` that is minimised.
@@ -114,12 +113,12 @@ def evaluate(
     measure = partial(_measure, vae, own, (collection, judged), sums, masks, batch_size, progress)
     is_gaussian = on_all_ranks(measure)
     sums.gather()
-    figures = _computed(collection) | {"draw_rmse": _mean(sums.errors) + _mean(sums.excess)}
+    figures = _computed(collection) | {"draw_rmse": sums.draw_rmse}
     if likelihood_draws is not None:
         sigma = _mean([error**2 for error in sums.errors]) ** 0.5
         nll = partial(_nll, vae, own, batch_size, sigma, likelihood_draws, seed, progress)
         figures["nll"] = _mean(gather(on_all_ranks(nll)))
-    baseline = Baseline(_mean(sums.baseline_errors), _mean(sums.baseline_chroma))
+    baseline = sums.baseline
     evidence = Evidence(
         figures=_computed(judged) | {name: figures[name] for name in JUDGED if name in metrics},
         baseline=baseline._asdict(),
@@ -168,51 +167,54 @@ def _measure(
             for group in groups:
                 group.update(output, batch)
             if masks is not None:
-                places = images.indices[len(sums.errors) : len(sums.errors) + len(batch)]
+                places = images.indices[sums.count : sums.count + len(batch)]
                 sums.parts.update([masks(place) for place in places], batch.cpu(), output.reconstruction.cpu())
             sums.add(pixels, batch, output.reconstruction, draws)
             if progress is not None:
-                progress(len(sums.errors), len(images))
+                progress(sums.count, len(images))
     return "logvar" in output.posterior.moments()
 
 
-@dataclass
 class _Sums:
-    """What is kept of each image, and summed over all of them; first of this process's, then of all."""
+    """Per-image values and sums: of this process's images while they are added, of all images after `gather`.
 
-    mean: Float[Tensor, "3 h w"]
-    generator: torch.Generator
-    errors: list[float] = field(default_factory=list)
-    excess: list[float] = field(default_factory=list)
-    baseline_errors: list[float] = field(default_factory=list)
-    baseline_chroma: list[float] = field(default_factory=list)
-    digests: list[bytes] = field(default_factory=list)
+    Values stay on the device until then, so that no batch waits for it.
+    """
 
-    def __post_init__(self) -> None:
-        height, width = self.mean.shape[1:]
-        self.parts = PartErrors(self.mean.cpu())
-        self.error_map = torch.zeros(height, width, dtype=torch.float64)
-        self.energy = torch.zeros(2, min(height, width) // 2 + 1, dtype=torch.float64)
+    def __init__(self, mean: Float[Tensor, "3 h w"], generator: torch.Generator) -> None:
+        """Start empty."""
+        height, width = mean.shape[1:]
+        self.mean = mean
+        self.generator = generator
+        self.count = 0
+        self.digests: list[bytes] = []
+        self.parts = PartErrors(mean.cpu())
+        self.error_map = mean.new_zeros(height, width, dtype=torch.float64)
+        self.energy = mean.new_zeros(2, min(height, width) // 2 + 1, dtype=torch.float64)
+        self._values: dict[str, list[Tensor]] = {"rmse": [], "excess": [], "mean rmse": [], "mean chroma": []}
 
     def add(self, pixels: Tensor, images: Images, reconstruction: Images, draws: Tensor) -> None:
         """Add one batch, with draws of every fourth image."""
-        same = self.mean.expand_as(images)
+        same, own = self.mean.expand_as(images), rmse(reconstruction, images)
+        self.count += len(images)
         self.digests += [hashlib.sha256(image.numpy().tobytes()).digest() for image in pixels]
-        own = rmse(reconstruction, images)
-        self.errors += own.tolist()
-        self.excess += (rmse(draws, images[::DRAWN]) - own[::DRAWN]).tolist()
-        self.baseline_errors += rmse(same, images).tolist()
-        self.baseline_chroma += chroma_error(same, images).tolist()
+        self._values["rmse"].append(own)
+        self._values["excess"].append(rmse(draws, images[::DRAWN]) - own[::DRAWN])
+        self._values["mean rmse"].append(rmse(same, images))
+        self._values["mean chroma"].append(chroma_error(same, images))
         difference = reconstruction - images
-        self.error_map += difference.abs().mean(dim=1).double().sum(dim=0).cpu()
-        self.energy[0] += radial_energy(difference).cpu()
-        self.energy[1] += radial_energy(images - self.mean).cpu()
+        self.error_map += difference.abs().mean(dim=1).double().sum(dim=0)
+        self.energy[0] += radial_energy(difference)
+        self.energy[1] += radial_energy(images - self.mean)
 
     def gather(self) -> None:
         """Take in what other processes have."""
-        for name in ("errors", "baseline_errors", "baseline_chroma", "digests"):
-            setattr(self, name, gather(getattr(self, name)))
-        self.excess = [value for part in from_all(self.excess) for value in part]
+        own = {name: torch.cat(values).tolist() for name, values in self._values.items()}
+        excess = [value for part in from_all(own["excess"]) for value in part]
+        self.errors: list[float] = gather(own["rmse"])
+        self.draw_rmse = _mean(self.errors) + _mean(excess)
+        self.baseline = Baseline(_mean(gather(own["mean rmse"])), _mean(gather(own["mean chroma"])))
+        self.digests = gather(self.digests)
         self.parts.gather()
         self.error_map, self.energy = add_up(self.error_map), add_up(self.energy)
 

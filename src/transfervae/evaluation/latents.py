@@ -1,4 +1,4 @@
-"""What latents tell: classes, their neighbours, the images themselves, and the factors that images were drawn from."""
+"""Figures of latents: class probes, mutual information with the images, and scores against known factors."""
 
 import math
 from collections.abc import Callable
@@ -95,10 +95,11 @@ def _encode(
     with evaluation_mode(vae):
         for pixels in DataLoader(images, batch_size=batch_size):
             batch = unit_images(pixels.to(vae.device))
-            posterior = vae.encode(batch)
+            features = vae.backbone(batch)
+            posterior = vae.encode_features(features)
             is_gaussian = isinstance(posterior, DiagonalGaussian)
             logvars = list(posterior.logvar.cpu()) if is_gaussian else [None] * len(batch)
-            rows += zip(posterior.mean.cpu(), logvars, as_vectors(vae.backbone(batch)).cpu(), strict=True)
+            rows += zip(posterior.mean.cpu(), logvars, as_vectors(features).cpu(), strict=True)
             if progress is not None:
                 progress(len(rows), len(images))
     return rows

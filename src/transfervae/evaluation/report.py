@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from transfervae.errors import CheckpointError, InvalidOptionError
 from transfervae.files import read_json, write_atomically
 
-SCHEMA = 1
+SCHEMA = 2
 
 SAME_PROTOCOL = (
     "image_size",

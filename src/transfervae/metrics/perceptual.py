@@ -1,7 +1,8 @@
 """Learned perceptual distance of reconstructions to images."""
 
 import os
-from typing import Any
+
+from torch import Tensor
 
 from transfervae.metrics.mean import MeanOverImages
 from transfervae.model import VAEOutput
@@ -38,5 +39,5 @@ class LPIPS(MeanOverImages):
         Raises:
             InvalidOptionError: If the images are smaller than the network takes.
         """
-        distances: Any = self.distance(output.reconstruction.clamp(0, 1), images)
-        return distances  # type: ignore[no-any-return]
+        distances: Tensor = self.distance(output.reconstruction.clamp(0, 1), images)
+        return distances

@@ -92,10 +92,13 @@ class Unregistered:
     def __init__(self, module: nn.Module) -> None:
         """Hold a module."""
         self._module = module.requires_grad_(False)
+        self._device: torch.device | None = None
 
     def on(self, device: torch.device) -> nn.Module:
-        """The module, on a device."""
-        return self._module.to(device)
+        """The module, on a device; it is moved only when that changes."""
+        if device != self._device:
+            self._module, self._device = self._module.to(device), device
+        return self._module
 
 
 @records_options

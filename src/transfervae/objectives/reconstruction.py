@@ -1,7 +1,5 @@
 """Reconstruction terms: thin modules over the functions in `losses`, each with the KL weight that suits its scale."""
 
-import torch
-
 from transfervae import losses
 from transfervae.objectives.term import ModelOutput, Term
 from transfervae.options import records_options
@@ -75,7 +73,7 @@ class Charbonnier(Term):
             epsilon: Error up to which it is round, above 0.
         """
         super().__init__()
-        losses.charbonnier(torch.zeros(1, 1), torch.zeros(1, 1), epsilon=epsilon)  # refuses one out of range
+        losses.check_epsilon(epsilon)
         self.epsilon = epsilon
 
     def forward(self, output: ModelOutput, images: Images) -> PerItem:

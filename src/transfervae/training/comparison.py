@@ -212,7 +212,7 @@ def _carry_out(trial: _Trial, metrics: Sequence[AnyMetric], *, parts: bool, cons
     train(_model_of(trial.given), images, out=trial.folder, resume=config.exists(), console=console, **arguments)
     seconds = time.monotonic() - began
     vae = TransferVAE.from_pretrained(trial.folder / "model")
-    unseen = _held_out(trial.given, images, trial.seed)
+    unseen = SelectedImages(split.dataset, split.val)
     masks = face_masks(unseen) if parts else None
     report = evaluate(vae, unseen, metrics=metrics, masks=masks, rows=history_of(trial.folder))
     write_report(trial.folder / "evaluation", report, vae, unseen)
@@ -232,7 +232,7 @@ def _carry_out(trial: _Trial, metrics: Sequence[AnyMetric], *, parts: bool, cons
 
 
 def _read_row(path: Path) -> tuple[dict[str, Any], Row]:
-    """What was asked for, and what was found.
+    """Read a finished trial: its arguments, and its row.
 
     Raises:
         RunFolderError: If no comparison wrote the file.
@@ -241,7 +241,8 @@ def _read_row(path: Path) -> tuple[dict[str, Any], Row]:
         values = read_json(path)
         asked = dict(values.pop("asked"))
         row = Row(**values)
-        sum([*row.figures.values(), row.seconds, row.baseline, row.feature_seconds, row.cache_bytes])  # numbers all
+        for value in (*row.figures.values(), row.seconds, row.baseline, row.feature_seconds, row.cache_bytes):
+            float(value)
     except (CheckpointError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise RunFolderError(
             f"{str(path)!r} is not what a comparison wrote; move it away, or choose another folder."
@@ -250,7 +251,7 @@ def _read_row(path: Path) -> tuple[dict[str, Any], Row]:
 
 
 def _recorded(given: Mapping[str, Any]) -> Any:
-    """A configuration in plain values; what has none by its description."""
+    """A configuration as JSON holds it; other objects are recorded by their `repr`."""
     return json.loads(json.dumps(plain(given), default=repr))
 
 
