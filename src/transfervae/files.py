@@ -72,11 +72,19 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise FileWriteError(f"{str(path)!r} cannot be written: {error.strerror or error}.") from error
 
 
+def find_leftovers(folder: Path) -> list[Path]:
+    """Files that interrupted writes have left in a folder: regular files with names that only `files` gives."""
+    return [
+        path
+        for path in folder.glob(".*.tmp")
+        if _ASIDE.fullmatch(path.name) and path.is_file() and not path.is_symlink()
+    ]
+
+
 def delete_leftovers(folder: Path) -> None:
-    """Delete what writes that were cut off have left beside their files: regular files with names of our making."""
-    for leftover in folder.glob(".*.tmp"):
-        if _ASIDE.fullmatch(leftover.name) and leftover.is_file() and not leftover.is_symlink():
-            leftover.unlink(missing_ok=True)
+    """Delete what `find_leftovers` finds."""
+    for leftover in find_leftovers(folder):
+        leftover.unlink(missing_ok=True)
 
 
 def _write_aside(path: Path, content: bytes) -> None:

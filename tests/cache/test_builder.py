@@ -22,6 +22,7 @@ from tests.cache.small import (
     tiny_backbone,
     write_pictures,
 )
+from tests.samples import make_backbone
 from transfervae.cache import CacheBuilder, FeatureCache, Manifest, manifest
 from transfervae.cache.builder import SPARE_BYTES, delete_cache
 from transfervae.data import ImageFolder, ToyFaces
@@ -419,3 +420,18 @@ def test_two_builders_do_not_share_a_folder(tmp_path: Path) -> None:
         first.run()
         first.finish()
     assert_holds(FeatureCache(tmp_path / "cache"), tiny_backbone(), Noise().pixels)
+
+
+def test_a_build_goes_on_that_was_killed_in_its_first_write(tmp_path: Path) -> None:
+    leftover = tmp_path / f".manifest.json.{'0a' * 16}.tmp"
+    leftover.write_text("{")
+    FeatureCache.build(make_backbone("resnet"), ToyFaces(3, 32, dtype=torch.uint8), tmp_path).verify()
+    assert not leftover.exists()
+
+
+@pytest.mark.parametrize("name", [".manifest.json.tmp", ".manifest.json.0a.tmp", f"manifest.json.{'0a' * 16}.tmp"])
+def test_a_build_leaves_files_alone_that_only_look_like_its_own(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(CacheError, match="holds other files"):
+        FeatureCache.build(make_backbone("resnet"), ToyFaces(3, 32, dtype=torch.uint8), tmp_path)
+    assert (tmp_path / name).read_text() == "mine"

@@ -52,7 +52,7 @@ from transfervae.errors import (
     InvalidOptionError,
     UnknownNameError,
 )
-from transfervae.files import LOCK_FILE, delete_leftovers, format_bytes, held
+from transfervae.files import LOCK_FILE, delete_leftovers, find_leftovers, format_bytes, held
 from transfervae.shapes import Features, Images, Pixels, check_positive, unit_images
 
 SPARE_BYTES = 2**24
@@ -244,7 +244,8 @@ class CacheBuilder:
             if path.exists() and not path.is_dir():
                 raise CacheError(f"{str(path)!r} is a file, not a folder.")
         if not (self.folder / MANIFEST_FILE).exists() and self.folder.exists():
-            others = sorted(path.name for path in self.folder.iterdir() if path.name != LOCK_FILE)
+            own = {LOCK_FILE, *(path.name for path in find_leftovers(self.folder))}  # of a build that was killed
+            others = sorted(path.name for path in self.folder.iterdir() if path.name not in own)
             if others:
                 raise CacheError(
                     f"{str(self.folder)!r} holds other files ({', '.join(others[:3])}); choose a folder of its own."
