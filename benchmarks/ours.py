@@ -138,9 +138,9 @@ class Steps:
         options = self.options
         weights = "default" if options["backbone"] == "packaged" else None
         size, latent_dim = options["image_size"], options["latent_dim"]
-        return tv.build_vae(tv.Spec(options["backbone"], weights=weights), image_size=size, latent_dim=latent_dim).to(
-            self.device
-        )
+        backbone = tv.Spec(options["backbone"], weights=weights)
+        vae = tv.build_vae(backbone, image_size=size, latent_dim=latent_dim, decoder="resize")  # as the others have it
+        return vae.to(self.device)
 
     def _place(self, images: Tensor) -> Tensor:
         return images.contiguous(memory_format=self.execution.torch_memory_format)

@@ -52,6 +52,7 @@ EXPORTS = {
     "pictures",
     "pixelshuffle_decoder",
     "priors",
+    "residual_decoder",
     "resize_decoder",
     "schedules",
     "train",

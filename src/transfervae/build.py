@@ -26,7 +26,7 @@ def build_vae(
     image_size: int | str | Sequence[int] = 128,
     head: AnySpec = "gaussian",
     latent_dim: int | None = None,
-    decoder: AnySpec = "resize",
+    decoder: AnySpec = "residual",
     prior: AnySpec | None = None,
 ) -> TransferVAE:
     """Build a model in one line.

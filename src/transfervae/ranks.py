@@ -5,7 +5,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
-from torch.distributed import all_gather_object, get_rank, get_world_size, is_available, is_initialized
+from torch.distributed import all_gather_object, all_reduce, get_rank, get_world_size, is_available, is_initialized
 
 from transfervae.errors import InvalidOptionError, TransferVAEError
 
@@ -40,6 +40,15 @@ def gather(values: Sequence[Value]) -> list[Value]:
 def add_up(values: Tensor) -> Tensor:
     """The sum over all processes, on the CPU."""
     return torch.stack(from_all(values.cpu())).sum(dim=0)
+
+
+def average(values: Tensor) -> Tensor:
+    """The mean over all processes, without a gradient, on the values' device."""
+    if not _is_shared():
+        return values.detach()
+    total = values.detach().clone()
+    all_reduce(total)
+    return total / get_world_size()
 
 
 def from_all(value: Value) -> list[Value]:

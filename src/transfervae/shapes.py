@@ -139,6 +139,17 @@ def check_nonnegative(**options: object) -> None:
             raise InvalidOptionError(f"{name} must be at least 0 and finite, got {value!r}.")
 
 
+def check_share(**options: object) -> None:
+    """Check that each option is a number in [0, 1).
+
+    Raises:
+        InvalidOptionError: Naming the first that is not.
+    """
+    for name, value in options.items():
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < 1:
+            raise InvalidOptionError(f"{name} must be at least 0 and below 1, got {value!r}.")
+
+
 def check_seed(seed: object) -> None:
     """Check that a seed is one that torch takes.
 

@@ -12,6 +12,7 @@ from transfervae.decoders import DECODERS
 from transfervae.heads import HEADS
 from transfervae.objectives import TERMS
 
+GAUSSIAN = {"name": "gaussian", "latent_dim": 128, "tau": 0.0, "law": "uniform"}
 CHOSEN = ("--head", "deterministic", "--head.tau", "0.8", "--decoder", "vit", "--decoder.depth", "4")
 
 
@@ -25,7 +26,7 @@ def test_options_of_the_chosen_parts_are_taken() -> None:
         *CHOSEN, "--objective", "l1,kl", "--objective.kl.weight", "1e-4", "--backbone.node", "1,2", "--dataset.flips",
         "--image-size", "96x128", "--optimizer.betas", "0.5,0.9", "--seed", "3", "--engine.devices", "3",
     )  # fmt: skip
-    assert values["head"] == {"name": "deterministic", "tau": 0.8}
+    assert values["head"] == {"name": "deterministic", "tau": 0.8, "law": "uniform"}
     assert values["decoder"]["depth"] == 4
     assert list(values["objective"]) == ["l1", "kl"]
     assert values["objective"]["kl"]["weight"] == 1e-4
@@ -41,7 +42,7 @@ def test_a_printed_configuration_gives_the_same_again_and_the_command_line_wins(
     file.write_text(assert_succeeds(run("train", *CHOSEN, "--print-config")))
     assert configuration("--config", file) == configuration(*CHOSEN)
     assert configuration("--config", file, "--head.tau", "0.5")["head"]["tau"] == 0.5
-    assert configuration("--config", file, "--head", "gaussian")["head"] == {"name": "gaussian", "latent_dim": 128}
+    assert configuration("--config", file, "--head", "gaussian")["head"] == GAUSSIAN
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -57,7 +58,7 @@ def test_every_part_s_options_stand_in_a_printed_configuration(head: str, decode
     ("options", "words"),
     [
         (("--lerning-rate", "1"), ("Unknown option '--lerning-rate'", "'--optimizer.learning-rate'")),
-        (("--head.tau", "1"), ("Unknown option '--head.tau'", "--head.latent-dim")),
+        (("--head.queries", "1"), ("Unknown option '--head.queries'", "--head.latent-dim")),
         (("--epochs", "five"), ("--epochs must be a whole number", "'five'")),
         (("--head.latent-dim", "many"), ("--head.latent-dim must be a whole number",)),
         (("--head", "gausian"), ("Did you mean 'gaussian'",)),
@@ -164,7 +165,7 @@ def test_a_recipe_s_options_lie_beneath_files_and_the_command_line(tmp_path: Pat
     assert other["objective"]["kl"]["weight"] == 1e-6
     (tmp_path / "run.yaml").write_text("recipe: sharp\nhead: gaussian\nbackbone: {name: packaged, node: 1}\n")
     from_file = configuration("--config", tmp_path / "run.yaml")
-    assert from_file["head"] == {"name": "gaussian", "latent_dim": 128}
+    assert from_file["head"] == GAUSSIAN
     assert from_file["backbone"]["node"] == 1
     assert from_file["optimizer"]["name"] == "adamw"
 

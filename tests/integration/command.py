@@ -24,7 +24,8 @@ MULTIPLE = {"ddp", "--engine.compile"}
 """Words of commands that start processes, or compile what the tests' shape checks would be part of."""
 
 TINY_OPTIONS = """
-    --backbone timm:test_resnet --backbone.weights none --image-size 32 --head.latent-dim 8 --decoder.width 32
+    --recipe seed --backbone timm:test_resnet --backbone.weights none --image-size 32
+    --head.latent-dim 8 --decoder.width 32
     --dataset.faces 48 --dataset.batch-size 8 --dataset.workers 0 --engine.accelerator cpu --engine.devices 1
     --engine.precision 32-true --engine.memory-format contiguous
 """

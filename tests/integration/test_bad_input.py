@@ -106,8 +106,10 @@ def test_folder_with_another_run(tmp_path: Path) -> None:
     assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
 
 
-def test_a_run_that_diverges_says_so_and_saves_nothing_wrong(tmp_path: Path) -> None:
-    process = run(*train("--optimizer.learning-rate", "1e30", out=tmp_path / "run"))
+@pytest.mark.parametrize("recipe", ["seed", "sharp", "sharp-gan"])
+def test_a_run_that_diverges_says_so_and_saves_nothing_wrong(recipe: str, tmp_path: Path) -> None:
+    given = train("--optimizer.learning-rate", "1e30", out=tmp_path / "run")
+    process = run(*given, "--recipe", recipe)
     assert_one_line_error(process, "diverged", "learning rate")
     assert not (tmp_path / "run" / "model").exists()
     assert not (tmp_path / "run" / "checkpoints").exists()

@@ -104,6 +104,6 @@ def test_resume_accepts_the_same_options_and_refuses_others(uninterrupted: Path)
     screen = assert_succeeds(run("train", *RUN, "--out", uninterrupted, "--resume"))
     assert "held out" in screen
     process = run("train", "--resume", "--head.latent-dim", "9", "--out", uninterrupted)
-    assert_one_line_error(process, "'latent_dim': 9} instead of")
+    assert_one_line_error(process, "'latent_dim': 9", "instead of")
     process = run("train", "--resume", "--epochs", "1", "--out", uninterrupted)
     assert_one_line_error(process, "can only be lengthened")

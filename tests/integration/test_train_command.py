@@ -41,7 +41,7 @@ def test_run_folder_is_complete(faces_run: tuple[Path, str]) -> None:
             picture.load()
     assert {path.name for path in (out / "checkpoints").iterdir()} == {"best.safetensors", "last.safetensors"}
     assert json.loads((out / "config.json").read_text())["image_size"] == [48, 64]
-    assert json.loads((out / "result.json").read_text())["latent_size"] == 128
+    assert json.loads((out / "result.json").read_text())["latent_size"] == 16 * 6 * 8
     assert not list(out.rglob("*.tmp"))
     assert not [path for path in out.rglob("*") if path.suffix in {".ckpt", ".pt", ".pth", ".pkl"}]
 
@@ -52,7 +52,7 @@ def test_metrics_hold_one_row_an_epoch(faces_run: tuple[Path, str]) -> None:
     assert [row["epoch"] for row in rows] == ["1", "2"]
     for row in rows:
         assert all(math.isfinite(float(value)) for value in row.values())
-        total = float(row["train/weighted/rmse"]) + float(row["train/weighted/kl"])
+        total = sum(float(row[f"train/weighted/{name}"]) for name in ("l1", "features", "kl"))
         assert float(row["train/weighted/kl"]) == pytest.approx(
             float(row["train/term/kl"]) * float(row["weight/kl"]), rel=1e-4
         )

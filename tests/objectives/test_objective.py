@@ -122,8 +122,8 @@ def test_an_objective_is_described_and_read_again() -> None:
     objective = Objective("gaussian_nll", Spec("kl", weight=0.1, free_bits=0.2), WeightedTerm(Scaled(), weight=0.3))
     described = objective.to_dict()
     assert described["kl"] == {
-        "weight": 0.1, "start_epoch": 0, "schedule": "constant", "schedule_epochs": 1, "free_bits": 0.2,
-        "capacity": None
+        "weight": 0.1, "start_epoch": 0, "start_step": 0, "start_share": 0.0, "schedule": "constant",
+        "schedule_epochs": 1, "free_bits": 0.2, "capacity": None
     }  # fmt: skip
     assert described["own:scaled"]["weight"] == 0.3
     del described["own:scaled"]

@@ -242,7 +242,7 @@ def fail(_: int) -> Tensor:
         ({"callbacks": lambda: [3]}, "must be a list of Lightning callbacks"),
         ({"loggers": lambda: "tensorboard"}, "must be a list of loggers"),
         ({"transform": lambda: 3}, "must be a function"),
-        ({"monitor": lambda: None}, "must be the name"),
+        ({"monitor": lambda: 3}, "must be the name"),
         ({"model": lambda: model(Decoder(top=3.0))}, r"images in \[0, 1\]"),
         ({"model": lambda: model(prior=BadPrior(lambda count: torch.zeros(count, 3)))}, r"latents \[2, 8\], got \[2"),
         ({"model": lambda: model(prior=BadPrior(lambda _: None))}, "got NoneType"),

@@ -13,7 +13,7 @@ SMALL = Small()
 ENGINE = {**SMALL.engine, "cache": "off"}
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", [name for name in RECIPES if name != "rae"])  # whose networks are fetched
 def test_every_recipe_trains_and_its_choices_are_recorded(recipe: str, tmp_path: Path) -> None:
     model: dict[str, Any] = {"backbone": tv.Spec("timm:test_resnet", weights=None), "image_size": 32}
     data = {**SMALL.dataset, "faces": 20}
@@ -24,7 +24,7 @@ def test_every_recipe_trains_and_its_choices_are_recorded(recipe: str, tmp_path:
     assert list(config["objective"]) == (objective.split(",") if isinstance(objective, str) else list(objective))
     assert config["optimizer"]["name"] == chosen["optimizer"]["name"]
     vae = tv.TransferVAE.from_pretrained(tmp_path / "model")
-    if recipe == "sharp":
+    if recipe.startswith("sharp"):
         assert vae.latent_shape == (16, 4, 4)
         assert vae.backbone.provenance.node == tuple(tv.backbones.fine_nodes("timm:test_resnet"))
 

@@ -180,6 +180,8 @@ class FrozenBackbone(nn.Module):
     def maps(self, images: Tensor) -> list[Tensor]:
         """The features of each node by itself, neither resampled nor fused, in the order of the nodes.
 
+        The values' range is not checked: terms compare features of reconstructions, whose NaN is to reach the loss.
+
         Args:
             images: RGB in [0, 1], `[b, 3, h, w]`, any floating dtype.
 
@@ -187,19 +189,20 @@ class FrozenBackbone(nn.Module):
             One map `[b, c, h', w']` a node.
 
         Raises:
-            InvalidImageError: If the tensor is no batch of RGB images in [0, 1].
+            InvalidImageError: If the tensor is no batch of RGB images.
             ImageSizeError: If the network cannot take the size.
         """
-        prepared = self._prepare(images)
+        prepared = self._prepare(images, in_any_range=True)
         read: Callable[[Images], list[Tensor]] | None = getattr(self.network, "maps", None)
         return [self.network(prepared)] if read is None else read(prepared)
 
-    def _prepare(self, images: Tensor) -> Images:
+    def _prepare(self, images: Tensor, *, in_any_range: bool = False) -> Images:
         """Check and normalise images, and make sure that the network is still frozen."""
         checked = check_image_tensor(images).to(self.mean.dtype)
         if not torch.compiler.is_compiling():
             self.feature_shape((images.shape[-2], images.shape[-1]))
-            self._check_range(checked)
+            if not in_any_range:
+                self._check_range(checked)
             for parameter in self.network.parameters():
                 if parameter.requires_grad:  # to set it where it is set already, torch.func.grad would refuse
                     parameter.requires_grad_(False)

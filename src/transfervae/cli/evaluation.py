@@ -178,8 +178,9 @@ def compare(
         common.pop(name, None)
     configurations: dict[str, Any] = {}
     heads: list[str | None] = [*head] if head else [None]
-    for spelled, which, head_name in product(backbone or ["packaged"], recipe or ["seed"], heads):
-        words = [spelled, *([which] if recipe else []), *([head_name] if head_name else [])]
+    recipes: list[str | None] = [*recipe] if recipe else [None]
+    for spelled, which, head_name in product(backbone or ["packaged"], recipes, heads):
+        words = [spelled, *([which] if which else []), *([head_name] if head_name else [])]
         name = "+".join(words).replace("timm:", "")
         if name in configurations:
             raise InvalidOptionError(f"{name} is given twice.")

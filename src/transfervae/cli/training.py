@@ -17,9 +17,9 @@ from rich.table import Table
 from transfervae.cache import DTYPES, FeatureCache
 from transfervae.cli.app import INTERRUPTED, app, readable, say, screen
 from transfervae.cli.declared import Section, Tree, add_command, complete, scan, spell_flag, spell_key
-from transfervae.cli.sections import IMAGE_SIZE, Choices, read_config_option, words
+from transfervae.cli.sections import IMAGE_SIZE, Choices, is_completing, read_config_option, words
 from transfervae.errors import InvalidOptionError, RunFolderError
-from transfervae.options import Option, options_of, plain
+from transfervae.options import Option, Spec, options_of, plain
 
 OUT = "runs/faces"
 RECORDS = ("images", "run_id", "versions", "transfervae_format")
@@ -64,10 +64,13 @@ def add_train() -> None:
     if resumes and scan(words(), "--config") is not None:
         raise InvalidOptionError("--resume goes on with the run's own options; leave --config out.")
     file = _read_run(out) if resumes else read_config_option()
-    in_file = file.pop("recipe", None)
-    recipe = scan(words(), "--recipe") or in_file or "seed"
+    begins_with = scan(words(), "--init-from") or file.get("init_from")
+    if begins_with and not resumes and not is_completing():
+        file = {**training.read_model_options(begins_with), **file}
+    head = scan(words(), "--head") or _name_in(file.get("head"))
+    recipe, why = training.choose_recipe(scan(words(), "--recipe") or file.pop("recipe", None), head)
     defaults = training.read_recipe(recipe)
-    choices = Choices({name: value for name, value in file.items() if name not in RECORDS}, defaults)
+    choices = Choices({name: value for name, value in file.items() if name not in (*RECORDS, "recipe")}, defaults)
     run_section = _run_section(recipe)
     sections = [
         run_section,
@@ -84,7 +87,7 @@ def add_train() -> None:
     def run(given: Tree) -> None:
         beneath = options_beneath(defaults, choices.names())
         layers = ((beneath, spell_key), (choices.file, spell_key), (given, spell_flag))
-        _train(complete(sections, *layers), resume=resumes)
+        _train(complete(sections, *layers), resume=resumes, why=why)
 
     add_command(app, "train", _without_data(sections), run, about=TRAIN_ABOUT, positionals=[DATA])
 
@@ -93,11 +96,14 @@ def add_cache() -> None:
     """Add the command `cache`."""
     from transfervae import training
 
+    recipe, _ = training.choose_recipe(scan(words(), "--recipe"), None)
+    beneath = {"backbone": dict(Spec.parse(training.read_recipe(recipe)["backbone"], "backbone").options)}
     choices = Choices({}, {})
     options = {
         "data": Option("data", list[str] | None, None, ""),
         "out": Option("out", str, "features", "The cache's folder."),
         "verify": Option("verify", bool, False, "Compute nothing: compare the checksums of the cache in --out."),
+        "recipe": Option("recipe", str, recipe, "Of the trainings to come: where it reads the backbone."),
         "image_size": IMAGE_SIZE,
         "dtype": options_of(training.cache_features)["dtype"]._replace(help=f"Stored as: {', '.join(DTYPES)}."),
         "seed": options_of(training.cache_features)["seed"],
@@ -106,13 +112,15 @@ def add_cache() -> None:
         Section("", "Cache", options),
         choices.backbone(),
         Section("dataset", "Images", options_of(training.DataOptions)),
-        Section("engine", "Engine", options_of(training.EngineOptions, skip=("cache", "compile"))),
+        Section(
+            "engine", "Engine", options_of(training.EngineOptions, skip=("cache", "compile", "gradient_checkpointing"))
+        ),
     ]
     add_command(
         app,
         "cache",
         _without_data(sections),
-        lambda given: _cache(complete(sections, (given, spell_flag))),
+        lambda given: _cache(complete(sections, (beneath, spell_key), (given, spell_flag))),
         about=CACHE_ABOUT,
         positionals=[DATA],
     )
@@ -139,6 +147,10 @@ def _run_section(recipe: str) -> Section:
                 "val_data", str | list[str] | None, None, "Folder of held-out images; a fraction if none."
             ),
             "image_size": IMAGE_SIZE,
+            "init_from": Option(
+                "init_from", str | None, None, "Train on from a saved model, or the run that saved it."
+            ),
+            "freeze": Option("freeze", Sequence[str], [], "Parts that stay as they are: head, decoder."),
             "epochs": declared["epochs"],
             "patience": declared["patience"],
             "seed": declared["seed"],
@@ -157,10 +169,16 @@ def _without_data(sections: Sequence[Section]) -> list[Section]:
     ]
 
 
-def _train(tree: Tree, *, resume: bool) -> None:
+def _name_in(part: Any) -> str | None:
+    """The name of a part as a file holds it."""
+    name = part.get("name") if isinstance(part, dict) else part
+    return name if isinstance(name, str) else None
+
+
+def _train(tree: Tree, *, resume: bool, why: str) -> None:
     from transfervae import training
 
-    for name in ("config", "resume", "recipe"):
+    for name in ("config", "resume"):
         tree.pop(name)
     out, asked = Path(tree.pop("out")), tree.pop("print_config")
     if asked:
@@ -173,6 +191,8 @@ def _train(tree: Tree, *, resume: bool) -> None:
     }
     data = tree.pop("data")
     console = screen if training.is_first_process() else Console(quiet=True)
+    if why and not resume:
+        console.print(f"recipe {tree['recipe']}: {why}; --recipe NAME takes another", highlight=False)
     try:
         result = training.train(model, _one_or_all(data), out=out, resume=resume, console=console, **tree)
     except KeyboardInterrupt:
@@ -194,7 +214,7 @@ def _cache(tree: Tree) -> None:
         say(f"all files in {out} are as they were written")
         return
     console = screen if training.is_first_process() else Console(quiet=True)
-    names = ("image_size", "dtype", "seed", "dataset", "engine")
+    names = ("image_size", "dtype", "seed", "recipe", "dataset", "engine")
     options: dict[str, Any] = {name: tree[name] for name in names}
     try:
         built = training.cache_features(tree["backbone"], _one_or_all(tree["data"]), out, console=console, **options)

@@ -13,6 +13,7 @@ from transfervae.decoders.convolutional import (
     transpose_decoder,
 )
 from transfervae.decoders.kl import KLDecoder, kl_decoder
+from transfervae.decoders.residual import ResidualDecoder, residual_decoder
 from transfervae.decoders.vit import ViTDecoder, vit_decoder
 from transfervae.options import PartTable
 
@@ -22,9 +23,11 @@ __all__ = [
     "Decoder",
     "DecoderBuilder",
     "KLDecoder",
+    "ResidualDecoder",
     "ViTDecoder",
     "kl_decoder",
     "pixelshuffle_decoder",
+    "residual_decoder",
     "resize_decoder",
     "transpose_decoder",
     "vit_decoder",
@@ -42,6 +45,7 @@ class DecoderBuilder(Protocol):
 DECODERS = PartTable(
     "decoder",
     {
+        "residual": residual_decoder,
         "resize": resize_decoder,
         "transpose": transpose_decoder,
         "pixelshuffle": pixelshuffle_decoder,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from einops import rearrange
 from torch import Tensor, nn
 
+from transfervae.decoders._blocks import run_blocks
 from transfervae.decoders._bounds import clamp_to_unit
 from transfervae.decoders._grids import (
     Size,
@@ -86,7 +87,10 @@ class KLDecoder(nn.Module):
         image_size: (height, width) of the images.
         resnets_per_block: Residual blocks at each grid.
         grids: (height, width) from the first grid to the image's.
+        gradient_checkpointing: Whether activations within blocks are computed again in the backward pass.
     """
+
+    gradient_checkpointing = False
 
     def __init__(
         self,
@@ -145,8 +149,7 @@ class KLDecoder(nn.Module):
         """Map latents to images whose values may lie outside [0, 1]; otherwise as `forward`."""
         check_latents(latent, self.latent_shape)
         grid = self.middle(self.stem(self.post_quant_conv(latent.to(self.to_rgb.weight.dtype))))
-        for block in self.blocks:
-            grid = block(grid)
+        grid = run_blocks(self.blocks, grid, checkpointing=self.gradient_checkpointing)
         rgb = self.to_rgb(self.activation(self.last_norm(grid)))
         return (at_least_float32(rgb) + 1) / 2
 

@@ -10,6 +10,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from transfervae.decoders._blocks import run_blocks
 from transfervae.decoders._bounds import clamp_to_unit
 from transfervae.errors import InvalidOptionError, ShapeError, UnknownNameError
 from transfervae.options import records_options
@@ -81,8 +82,10 @@ class ViTDecoder(nn.Module):
         patch: Height and width of a token's patch, in pixels.
         architecture: Width, layers and so on.
         positions: Convention of the positions' coordinates.
+        gradient_checkpointing: Whether activations within blocks are computed again in the backward pass.
     """
 
+    gradient_checkpointing = False
     position: Tensor
     mean: Tensor
     std: Tensor
@@ -142,8 +145,7 @@ class ViTDecoder(nn.Module):
         """Map latents to images before they are clamped; arguments and errors as in `forward`."""
         tokens = self._to_tokens(latent) + self.position
         tokens = torch.cat([self.class_token.to(tokens.dtype).expand(len(tokens), -1, -1), tokens], dim=1)
-        for block in self.blocks:
-            tokens = block(tokens)
+        tokens = run_blocks(self.blocks, tokens, checkpointing=self.gradient_checkpointing)
         patches = self.predict(self.norm(tokens[:, 1:]))
         return self._to_images(patches) * self.std + self.mean
 

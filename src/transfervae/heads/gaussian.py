@@ -16,7 +16,7 @@ from transfervae.heads._shared import (
     vector_kl_per_dimension,
 )
 from transfervae.options import records_options
-from transfervae.posteriors import DiagonalGaussian
+from transfervae.posteriors import DiagonalGaussian, check_noise
 from transfervae.shapes import Features, at_least_float32, check_positive
 
 
@@ -40,21 +40,30 @@ class GaussianHead(nn.Module):
         latent_dim: Length of the latent vector.
     """
 
-    def __init__(self, feature_shape: Sequence[int], *, latent_dim: int = 128) -> None:
+    def __init__(
+        self, feature_shape: Sequence[int], *, latent_dim: int = 128, tau: float = 0.0, law: str = "uniform"
+    ) -> None:
         """Make a head.
 
         Args:
             feature_shape: (c, h, w), as `FrozenBackbone.feature_shape` gives it.
             latent_dim: Length of the latent vector, at least 1.
+            tau: Standard deviation of extra noise on draws in training, where its level is 1; it makes the decoder
+                robust against latents that a generative model gets slightly wrong.
+            law: Of the noise's level, drawn per image: uniform (in [0, 1)) or half_normal (|N(0, 1)|).
 
         Raises:
             ShapeError: If `feature_shape` has not three axes of at least 1.
-            InvalidOptionError: If `latent_dim` is below 1.
+            InvalidOptionError: If `latent_dim` is below 1, or `tau` negative or not finite.
+            UnknownNameError: For another law.
         """
         super().__init__()
+        check_noise(tau, law)
         self.feature_shape = check_feature_shape(feature_shape)
         check_positive(latent_dim=latent_dim)
         self.latent_dim = latent_dim
+        self.tau = tau
+        self.law = law
         features = math.prod(feature_shape)
         self.mean = nn.Linear(features, latent_dim)
         self.logvar = nn.Linear(features, latent_dim)
@@ -89,4 +98,5 @@ class GaussianHead(nn.Module):
         with full_precision(features):
             flat = rearrange(at_least_float32(features), "b c h w -> b (c h w)")
             normal = nn.functional.layer_norm(flat, flat.shape[1:])
-            return DiagonalGaussian(apply_linear(self.mean, normal), bound_logvar(apply_linear(self.logvar, normal)))
+            mean, logvar = apply_linear(self.mean, normal), bound_logvar(apply_linear(self.logvar, normal))
+            return DiagonalGaussian(mean, logvar, self.tau if self.training else 0.0, self.law)

@@ -18,7 +18,7 @@ from transfervae.heads._shared import (
     vector_kl_per_dimension,
 )
 from transfervae.options import records_options
-from transfervae.posteriors import DiagonalGaussian
+from transfervae.posteriors import DiagonalGaussian, check_noise
 from transfervae.shapes import Features, at_least_float32, check_positive
 
 PLACE_FREQUENCIES = 4
@@ -44,23 +44,38 @@ class PooledGaussianHead(nn.Module):
         queries: Number of queries.
     """
 
-    def __init__(self, feature_shape: Sequence[int], *, latent_dim: int = 128, queries: int = 16) -> None:
+    def __init__(
+        self,
+        feature_shape: Sequence[int],
+        *,
+        latent_dim: int = 128,
+        queries: int = 16,
+        tau: float = 0.0,
+        law: str = "uniform",
+    ) -> None:
         """Make a head.
 
         Args:
             feature_shape: (c, h, w), as `FrozenBackbone.feature_shape` gives it; the head takes any grid of c channels.
             latent_dim: Length of the latent vector, at least 1.
             queries: Number of queries, at least 1; the two linear layers have `queries * c` inputs.
+            tau: Standard deviation of extra noise on draws in training, where its level is 1; it makes the decoder
+                robust against latents that a generative model gets slightly wrong.
+            law: Of the noise's level, drawn per image: uniform (in [0, 1)) or half_normal (|N(0, 1)|).
 
         Raises:
             ShapeError: If `feature_shape` has not three axes of at least 1.
-            InvalidOptionError: If an option is below 1.
+            InvalidOptionError: If a number is out of range.
+            UnknownNameError: For another law.
         """
         super().__init__()
+        check_noise(tau, law)
         in_channels, _, _ = check_feature_shape(feature_shape)
         check_positive(latent_dim=latent_dim, queries=queries)
         self.in_channels = in_channels
         self.latent_dim = latent_dim
+        self.tau = tau
+        self.law = law
         self.queries = queries
         self.content = nn.Parameter(torch.randn(queries, in_channels))
         # The product of the two constant cosines would shift all weights alike, which the softmax takes out again.
@@ -95,7 +110,8 @@ class PooledGaussianHead(nn.Module):
             normal = nn.functional.layer_norm(at_least_float32(features), features.shape[1:])
             pooled = rearrange(self.attention(normal) @ rearrange(normal, "b c h w -> b (h w) c"), "b q c -> b (q c)")
             pooled = nn.functional.layer_norm(pooled, pooled.shape[1:])
-            return DiagonalGaussian(apply_linear(self.mean, pooled), bound_logvar(apply_linear(self.logvar, pooled)))
+            mean, logvar = apply_linear(self.mean, pooled), bound_logvar(apply_linear(self.logvar, pooled))
+            return DiagonalGaussian(mean, logvar, self.tau if self.training else 0.0, self.law)
 
     def attention(self, normal: Features) -> Float[Tensor, "b queries cells"]:
         """Weights of the cells of the grid, row by row, for each query; they add up to 1.

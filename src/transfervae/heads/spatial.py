@@ -13,7 +13,7 @@ from transfervae.heads._shared import (
     initialise_moments,
 )
 from transfervae.options import records_options
-from transfervae.posteriors import DiagonalGaussian
+from transfervae.posteriors import DiagonalGaussian, check_noise
 from transfervae.shapes import Features, at_least_float32, check_positive
 
 INITIAL_KL_PER_DIMENSION = 0.01
@@ -38,22 +38,31 @@ class SpatialGaussianHead(nn.Module):
         latent_dim: Channels of the latent map.
     """
 
-    def __init__(self, feature_shape: Sequence[int], *, latent_dim: int = 16) -> None:
+    def __init__(
+        self, feature_shape: Sequence[int], *, latent_dim: int = 16, tau: float = 0.0, law: str = "uniform"
+    ) -> None:
         """Make a head.
 
         Args:
             feature_shape: (c, h, w), as `FrozenBackbone.feature_shape` gives it; the head takes any grid of c channels.
             latent_dim: Channels of the latent map, at least 1.
+            tau: Standard deviation of extra noise on draws in training, where its level is 1; it makes the decoder
+                robust against latents that a generative model gets slightly wrong.
+            law: Of the noise's level, drawn per image: uniform (in [0, 1)) or half_normal (|N(0, 1)|).
 
         Raises:
             ShapeError: If `feature_shape` has not three axes of at least 1.
-            InvalidOptionError: If `latent_dim` is below 1.
+            InvalidOptionError: If `latent_dim` is below 1, or `tau` negative or not finite.
+            UnknownNameError: For another law.
         """
         super().__init__()
+        check_noise(tau, law)
         in_channels, _, _ = check_feature_shape(feature_shape)
         check_positive(latent_dim=latent_dim)
         self.in_channels = in_channels
         self.latent_dim = latent_dim
+        self.tau = tau
+        self.law = law
         self.mean = nn.Conv2d(in_channels, latent_dim, kernel_size=1)
         self.logvar = nn.Conv2d(in_channels, latent_dim, kernel_size=1)
         initialise_moments(self.mean, self.logvar, INITIAL_KL_PER_DIMENSION)
@@ -82,4 +91,5 @@ class SpatialGaussianHead(nn.Module):
         check_channels(self.in_channels, features.shape[1:])
         with full_precision(features):
             normal = nn.functional.layer_norm(at_least_float32(features), features.shape[1:])
-            return DiagonalGaussian(apply_linear(self.mean, normal), bound_logvar(apply_linear(self.logvar, normal)))
+            mean, logvar = apply_linear(self.mean, normal), bound_logvar(apply_linear(self.logvar, normal))
+            return DiagonalGaussian(mean, logvar, self.tau if self.training else 0.0, self.law)

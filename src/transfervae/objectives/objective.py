@@ -9,12 +9,23 @@ from torch import Tensor, nn
 from transfervae import losses
 from transfervae.backbones import FrozenBackbone
 from transfervae.errors import InvalidOptionError, UnknownOptionError
+from transfervae.objectives.adversarial import Adversarial
 from transfervae.objectives.kl import KL
 from transfervae.objectives.latents import MMD, TotalCorrelation
 from transfervae.objectives.perceptual import FeatureError, Perceptual
-from transfervae.objectives.reconstruction import L1, MSE, RMSE, Charbonnier, FocalFrequency, GaussianNLL, SSIMError
+from transfervae.objectives.reconstruction import (
+    L1,
+    MSE,
+    RMSE,
+    Charbonnier,
+    FocalFrequency,
+    GaussianNLL,
+    MSSSIMError,
+    SSIMError,
+)
 from transfervae.objectives.term import ModelOutput, Term, WeightedTerm
 from transfervae.options import Option, PartTable, Spec, options_of
+from transfervae.ranks import average
 from transfervae.shapes import Images, Scalar
 
 TERMS = PartTable(
@@ -26,9 +37,11 @@ TERMS = PartTable(
         "charbonnier": Charbonnier,
         "gaussian_nll": GaussianNLL,
         "ssim": SSIMError,
+        "ms_ssim": MSSSIMError,
         "focal_frequency": FocalFrequency,
         "features": FeatureError,
         "perceptual": Perceptual,
+        "adversarial": Adversarial,
         "kl": KL,
         "total_correlation": TotalCorrelation,
         "mmd": MMD,
@@ -40,6 +53,10 @@ AnyTerm: TypeAlias = str | Spec | Mapping[str, Any] | Term | WeightedTerm
 
 OWN = "own:"
 
+RATIO_EPSILON = 1e-6
+LARGEST_RATIO = 1e4
+"""Constants of adaptive weights (Esser et al. 2021)."""
+
 
 class ObjectiveValue(NamedTuple):
     """An objective's value for a batch.
@@ -48,11 +65,13 @@ class ObjectiveValue(NamedTuple):
         total: What is minimised: the sum of `weighted`.
         raw: Each term's own value by name, mean over the batch.
         weighted: Each term's summand by name.
+        ratios: What the weights of adaptive terms were multiplied with, by name; 1 where nothing was measured.
     """
 
     total: Scalar
     raw: dict[str, Scalar]
     weighted: dict[str, Scalar]
+    ratios: dict[str, Scalar]
 
 
 class Objective(nn.Module):
@@ -104,7 +123,12 @@ class Objective(nn.Module):
         return Objective(value)
 
     def forward(
-        self, output: ModelOutput, images: Images, weights: Mapping[str, float] | None = None
+        self,
+        output: ModelOutput,
+        images: Images,
+        weights: Mapping[str, float] | None = None,
+        *,
+        last_layer: Tensor | None = None,
     ) -> ObjectiveValue:
         """The objective's value for a batch.
 
@@ -112,27 +136,41 @@ class Objective(nn.Module):
             output: What the model gave.
             images: The images that it should have given, `[b, 3, h, w]` in [0, 1].
             weights: Of the terms, by name, as `weights_at` gives them; the final ones if None.
+            last_layer: The decoder's last weight, at which the gradients of adaptive terms are compared (at the
+                reconstruction where it is frozen); their weights are taken as they are if None.
         """
         weights = self.final_weights(output.latent[0].numel()) if weights is None else weights
         total: Tensor | None = None
         raw: dict[str, Scalar] = {}
         weighted: dict[str, Scalar] = {}
-        for name, entry in self.items():
-            value = entry.term.evaluate(output, images)
-            raw[name] = value.raw
-            if not weights[name]:  # a term that does not count cannot spoil the others, whatever its value
-                weighted[name] = torch.zeros_like(value.minimised)
+        ratios: dict[str, Scalar] = {}
+        for name, entry in sorted(self.items(), key=lambda item: item[1].term.is_adaptive):  # these come last
+            counts = bool(weights[name])
+            if self.training and entry.term.has_optimizer and not counts:  # it has learnt nothing that could be told
+                raw[name] = minimised = output.reconstruction.new_zeros(())
+            else:
+                raw[name], minimised = entry.term.evaluate(output, images)
+            if entry.term.is_adaptive:
+                ratios[name] = torch.ones_like(minimised).detach()
+            if not counts:  # a term that does not count cannot spoil the others, whatever its value
+                weighted[name] = torch.zeros_like(minimised)
                 continue
-            weighted[name] = value.minimised if weights[name] == 1 else weights[name] * value.minimised
+            if entry.term.is_adaptive and last_layer is not None and total is not None and minimised.requires_grad:
+                minimised, ratios[name] = _balance(minimised, total, output.reconstruction, last_layer)
+            weighted[name] = minimised if weights[name] == 1 else weights[name] * minimised
             total = weighted[name] if total is None else total + weighted[name]
         if total is None:  # nothing counts yet
             total = 0.0 * output.reconstruction.sum()
-        return ObjectiveValue(total, raw, weighted)
+        return ObjectiveValue(total, raw, weighted, ratios)
 
     def attach(self, backbone: FrozenBackbone) -> None:
         """Tell every term the encoder's network, before a training begins."""
         for _name, entry in self.items():  # noqa: PERF102 - this is no mapping
             entry.term.attach(backbone)
+
+    def term_names(self) -> list[str]:
+        """The terms' names, in order."""
+        return list(self.terms)
 
     def items(self) -> Iterator[tuple[str, WeightedTerm]]:
         """The terms with their names, in order."""
@@ -141,11 +179,18 @@ class Objective(nn.Module):
                 yield name, entry
 
     def weights_at(
-        self, step: int, steps_per_epoch: int, latent_size: int = losses.REFERENCE_LATENT
+        self, step: int, steps_per_epoch: int, latent_size: int = losses.REFERENCE_LATENT, *, steps: int = 0
     ) -> dict[str, float]:
-        """The terms' weights at a training step, counted from 0, for latents of some size."""
+        """The terms' weights at a training step, counted from 0, for latents of some size.
+
+        Args:
+            step: Counted from 0.
+            steps_per_epoch: Steps of an epoch.
+            latent_size: Numbers in one latent.
+            steps: Steps of the whole run, for terms that start after a share of it.
+        """
         final = self.final_weights(latent_size)
-        return {name: entry.weight_at(step, steps_per_epoch, final[name]) for name, entry in self.items()}
+        return {name: entry.weight_at(step, steps_per_epoch, final[name], steps) for name, entry in self.items()}
 
     def final_weights(self, latent_size: int = losses.REFERENCE_LATENT) -> dict[str, float]:
         """The terms' weights once all schedules are over, for latents of some size (numbers in one latent)."""
@@ -193,6 +238,27 @@ def term_options(name: str) -> dict[str, Option]:
         UnknownNameError: If there is no such term.
     """
     return {**WEIGHTING, **TERMS.options(name)}
+
+
+def _balance(value: Scalar, others: Scalar, reconstruction: Images, last_layer: Tensor) -> tuple[Scalar, Scalar]:
+    """A term times the ratio of the other terms' gradient at the decoder's last layer to its own, and that ratio.
+
+    Of several processes the gradients are averaged first, so that all have the ratio that one would have. The
+    term's network is passed backwards once only: its gradient at the reconstruction stands for it in the result. Where
+    the layer is frozen, the gradients are compared at the reconstruction.
+    """
+    (of_others,) = torch.autograd.grad(others, reconstruction, retain_graph=True)
+    (of_term,) = torch.autograd.grad(value, reconstruction)
+    sizes = []
+    for slope in (of_others, of_term):
+        if not last_layer.requires_grad:
+            sizes.append(average(slope.square().sum()).sqrt())
+            continue
+        (gradient,) = torch.autograd.grad(reconstruction, last_layer, slope, retain_graph=True)
+        sizes.append(average(gradient).norm())
+    ratio = (sizes[0] / (sizes[1] + RATIO_EPSILON)).clamp(0, LARGEST_RATIO)
+    linear = (reconstruction * of_term).sum()
+    return ratio * (value.detach() + linear - linear.detach()), ratio
 
 
 def _make_term(given: AnyTerm) -> tuple[str, WeightedTerm]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from transfervae.backbones import FrozenBackbone, Node, create_backbone, is_backbone, spread_nodes
 from transfervae.backbones._weights import check_fit, fetch_weights, read_weights
-from transfervae.errors import InvalidOptionError
+from transfervae.errors import InvalidOptionError, UnsupportedBackboneError
 from transfervae.files import digest_tensors
 from transfervae.objectives.term import ModelOutput, Term
 from transfervae.options import records_options
@@ -160,7 +160,7 @@ class FeatureError(Term):
         self._nodes = nodes
         self._network: Unregistered | None = None
         if extractor is not None:
-            self._network = Unregistered(_create(extractor, self._nodes, weights))
+            self._network = Unregistered(create_at(extractor, self._nodes, weights))
 
     def attach(self, backbone: FrozenBackbone) -> None:
         """Take the encoder's network, if no other was named: it is created once more, to be read at other nodes.
@@ -168,14 +168,8 @@ class FeatureError(Term):
         Raises:
             InvalidOptionError: If it is no backbone.
         """
-        if not isinstance(backbone, FrozenBackbone):
-            raise InvalidOptionError(f"attach takes a FrozenBackbone, got {type(backbone).__name__}.")
-        if self._network is not None:
-            return
-        source = backbone.provenance
-        # A network in memory has no name that creates it at other nodes: it is compared where it is read.
-        known = is_backbone(source.name)
-        self._network = Unregistered(_create(source.name, self._nodes, source.weights) if known else backbone)
+        if self._network is None:
+            self._network = Unregistered(read_elsewhere(backbone, self._nodes))
 
     def forward(self, output: ModelOutput, images: Images) -> PerItem:
         """One value per item, at least 0.
@@ -199,8 +193,41 @@ class FeatureError(Term):
         return 0.1
 
 
-def _create(name: str, nodes: Node | Sequence[Node] | None, weights: str | os.PathLike[str] | None) -> FrozenBackbone:
-    return create_backbone(name, node=spread_nodes(name, NODES) if nodes is None else nodes, weights=weights)
+def create_at(
+    name: str,
+    nodes: Node | Sequence[Node] | None,
+    weights: str | os.PathLike[str] | None,
+    *,
+    image_size: Sequence[int] | None = None,
+) -> FrozenBackbone:
+    """A backbone that is read at several nodes, by default at four spread over its depth.
+
+    Raises:
+        TransferVAEError: As `create_backbone`.
+    """
+    chosen = spread_nodes(name, NODES) if nodes is None else nodes
+    return create_backbone(name, node=chosen, weights=weights, image_size=image_size)
+
+
+def read_elsewhere(backbone: FrozenBackbone, nodes: Node | Sequence[Node] | None) -> FrozenBackbone:
+    """A backbone's network, created once more to be read at other nodes.
+
+    A network in memory, or one that can be read in one place only, is read where it was.
+
+    Raises:
+        InvalidOptionError: If it is no backbone.
+    """
+    if not isinstance(backbone, FrozenBackbone):
+        raise InvalidOptionError(f"attach takes a FrozenBackbone, got {type(backbone).__name__}.")
+    source = backbone.provenance
+    if not is_backbone(source.name):
+        return backbone
+    try:
+        return create_at(source.name, nodes, source.weights, image_size=source.options.get("image_size"))
+    except UnsupportedBackboneError:
+        if nodes is None:  # it can be read in one place only
+            return backbone
+        raise
 
 
 def _normalised(features: Tensor) -> Tensor:

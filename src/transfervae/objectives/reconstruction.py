@@ -1,9 +1,15 @@
 """Reconstruction terms: thin modules over the functions in `losses`, each with the KL weight that suits its scale."""
 
+import math
+
 from transfervae import losses
+from transfervae.errors import InvalidOptionError
 from transfervae.objectives.term import ModelOutput, Term
 from transfervae.options import records_options
-from transfervae.shapes import Images, PerItem, check_nonnegative
+from transfervae.shapes import Images, PerItem, at_least_float32, check_nonnegative
+
+SCALE_EXPONENTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+"""How much each scale counts in multi-scale structural similarity, the finest first."""
 
 
 @records_options
@@ -88,6 +94,40 @@ class SSIMError(Term):
     def forward(self, output: ModelOutput, images: Images) -> PerItem:
         """One value per item, in [0, 2]."""
         return 1 - losses.structural_similarity(output.reconstruction, images)
+
+
+@records_options
+class MSSSIMError(Term):
+    """One minus multi-scale structural similarity (Wang et al. 2003), for values in [0, 1].
+
+    Of the five scales those count that the window of 11 pixels fits in, with their exponents scaled to the same sum:
+    three at 64 pixels a side, five from 176 on.
+    """
+
+    def forward(self, output: ModelOutput, images: Images) -> PerItem:
+        """One value per item, in [0, 1].
+
+        Raises:
+            InvalidOptionError: If the images are smaller than the window.
+        """
+        from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
+
+        side = min(images.shape[2:])
+        if side < losses.SSIM_WINDOW:
+            raise InvalidOptionError(
+                f"ms_ssim needs images of at least {losses.SSIM_WINDOW} pixels a side, got {side}."
+            )
+        scales = min(len(SCALE_EXPONENTS), 1 + int(math.log2(side / losses.SSIM_WINDOW)))
+        scaled = sum(SCALE_EXPONENTS) / sum(SCALE_EXPONENTS[:scales])
+        similarity = multiscale_structural_similarity_index_measure(
+            at_least_float32(output.reconstruction),
+            images,
+            data_range=1.0,
+            reduction="none",
+            betas=tuple(scaled * exponent for exponent in SCALE_EXPONENTS[:scales]),
+            normalize="relu",
+        )
+        return 1 - similarity.reshape(len(images))
 
 
 @records_options

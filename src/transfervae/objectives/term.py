@@ -11,7 +11,7 @@ from transfervae.backbones import FrozenBackbone
 from transfervae.errors import InvalidOptionError, ShapeError, UnknownNameError
 from transfervae.posteriors import Posterior
 from transfervae.schedules import Schedule, constant, cyclic, linear_warmup
-from transfervae.shapes import Images, Latents, PerItem, Scalar, check_nonnegative, check_positive
+from transfervae.shapes import Images, Latents, PerItem, Scalar, check_nonnegative, check_positive, check_share
 
 
 @runtime_checkable
@@ -54,10 +54,16 @@ class Term(nn.Module):
         kl_weight: The weight of the KL in nats that suits a reconstruction term's scale, for latents of up to 128
             numbers; None for other terms.
         is_likelihood: Whether a reconstruction term is in nats, so that the KL's weight holds for latents of any size.
+        is_adaptive: Whether the weight is also multiplied by the ratio of the other terms' gradient to this one's.
+        follows_schedule: Whether the rate of the term's own optimiser follows that of the model's, from its own start.
+        sees_modes: Whether `own_loss` gets decoded modes, in evaluation mode, instead of the model's own output.
     """
 
     kl_weight: float | None = None
     is_likelihood = False
+    is_adaptive = False
+    follows_schedule = False
+    sees_modes = False
 
     def forward(self, output: ModelOutput, images: Images) -> PerItem:
         """One value per item, to be minimised.
@@ -99,6 +105,15 @@ class Term(nn.Module):
         """The loss of the term's own optimiser; no gradient flows from it to the model."""
         raise NotImplementedError
 
+    def own_start(self, steps_per_epoch: int, steps: int) -> int | None:  # noqa: ARG002 - subclasses do
+        """The step from which on the term's own optimiser steps; None for as soon as the term counts.
+
+        Args:
+            steps_per_epoch: Steps of an epoch.
+            steps: Steps of the whole run.
+        """
+        return None
+
     @property
     def has_optimizer(self) -> bool:
         """Whether the term has an optimiser of its own."""
@@ -112,6 +127,8 @@ class WeightedTerm(nn.Module):
         term: The term.
         weight: Its weight once a schedule is over; None for the term's default beside others.
         start_epoch: The epoch, counted from 0, from which on the term counts.
+        start_step: The step, counted from 0, from which on it counts.
+        start_share: Share of the run after which it counts.
         schedule: "constant", "linear" (a warm-up) or "cyclic".
         schedule_epochs: Length of the warm-up, or of a cycle.
     """
@@ -122,6 +139,8 @@ class WeightedTerm(nn.Module):
         *,
         weight: float | None = None,
         start_epoch: int = 0,
+        start_step: int = 0,
+        start_share: float = 0.0,
         schedule: str = "constant",
         schedule_epochs: int = 1,
     ) -> None:
@@ -131,6 +150,8 @@ class WeightedTerm(nn.Module):
             term: The term.
             weight: What it is multiplied with, at least 0; the term's default if None.
             start_epoch: The epoch, counted from 0, from which on it counts.
+            start_step: The step, counted from 0, from which on it counts.
+            start_share: Share of the run after which it counts, in [0, 1); the latest of the three starts counts.
             schedule: How its weight grows from there: constant, linear (a warm-up), cyclic.
             schedule_epochs: Epochs of the warm-up, or of a cycle.
 
@@ -146,19 +167,33 @@ class WeightedTerm(nn.Module):
             raise UnknownNameError("schedule", schedule, SCHEDULES)
         check_nonnegative(weight=0 if weight is None else weight)
         check_positive(schedule_epochs=schedule_epochs)
-        check_nonnegative(start_epoch=start_epoch)
+        check_nonnegative(start_epoch=start_epoch, start_step=start_step)
+        check_share(start_share=start_share)
         self.term = term
         self.weight = weight
         self.start_epoch = start_epoch
+        self.start_step = start_step
+        self.start_share = start_share
         self.schedule = schedule
         self.schedule_epochs = schedule_epochs
 
-    def weight_at(self, step: int, steps_per_epoch: int, final: float) -> float:
-        """The weight at a training step, counted from 0, on its way to the final one."""
-        started = step - self.start_epoch * steps_per_epoch
+    def start(self, steps_per_epoch: int, steps: int) -> int:
+        """The step, counted from 0, from which on the term counts, in a run of so many steps."""
+        return first_step(
+            self.start_epoch, self.start_step, self.start_share, steps_per_epoch=steps_per_epoch, steps=steps
+        )
+
+    def weight_at(self, step: int, steps_per_epoch: int, final: float, steps: int = 0) -> float:
+        """The weight at a step of a run, counted from 0, on its way to the final one."""
+        started = step - self.start(steps_per_epoch, steps)
         if started < 0:
             return 0.0
         return SCHEDULES[self.schedule](final, self.schedule_epochs * steps_per_epoch)(started)
+
+
+def first_step(epoch: int, step: int, share: float, *, steps_per_epoch: int, steps: int) -> int:
+    """The latest of three starts, as a step of a run: an epoch, a step, and a share of the run's steps."""
+    return max(epoch * steps_per_epoch, step, round(share * steps))
 
 
 def _check_methods(term: Term) -> None:

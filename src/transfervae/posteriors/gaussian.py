@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from transfervae.errors import ShapeError
+from transfervae.posteriors.noise import add_noise
 from transfervae.posteriors.posterior import Posterior
 from transfervae.shapes import Latents, PerItem, at_least_float32
 
@@ -22,6 +23,9 @@ class DiagonalGaussian:
     Attributes:
         mean: `[b, ...]`, any trailing shape.
         logvar: `[b, ...]`, natural logarithm of the variance, same shape.
+        tau: Standard deviation of noise on draws, in training only, where its level is 1; a number, or a tensor
+            broadcastable against `mean`. Densities and divergences are without it.
+        law: Of the noise's level, a name from `NOISE_LAWS`.
 
     Raises:
         ShapeError: If the two shapes differ.
@@ -29,6 +33,8 @@ class DiagonalGaussian:
 
     mean: Latents
     logvar: Latents
+    tau: float | Tensor = 0.0
+    law: str = "uniform"
 
     def __post_init__(self) -> None:
         if self.mean.shape != self.logvar.shape:
@@ -63,7 +69,8 @@ class DiagonalGaussian:
         """
         mean = self.mean
         noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
-        return mean + self.std * noise
+        draw = mean + self.std * noise
+        return add_noise(draw, self.tau, self.law, generator) if self._is_noisy else draw
 
     def kl_per_dimension(self, other: "DiagonalGaussian | None" = None) -> Latents:
         """KL(self || other) of each latent dimension, in nats, `[b, ...]`; `other` is the standard normal if None.
@@ -95,11 +102,12 @@ class DiagonalGaussian:
 
     def detach(self) -> "DiagonalGaussian":
         """The same distributions, through which no gradient flows."""
-        return DiagonalGaussian(self.mean.detach(), self.logvar.detach())
+        tau = self.tau.detach() if isinstance(self.tau, Tensor) else self.tau
+        return DiagonalGaussian(self.mean.detach(), self.logvar.detach(), tau, self.law)
 
     def without_noise(self) -> "DiagonalGaussian":
         """The distribution itself: its draws are what it is for."""
-        return self
+        return DiagonalGaussian(self.mean, self.logvar) if self._is_noisy else self
 
     def moments(self) -> dict[str, Latents]:
         """Both moments, as "mean" and "logvar"."""
@@ -119,7 +127,12 @@ class DiagonalGaussian:
             mean: Broadcastable against the latents.
             std: As `mean`, above 0.
         """
-        return DiagonalGaussian((self.mean - mean) / std, self.logvar - 2 * std.log())
+        tau = self.tau / std if self._is_noisy else 0.0
+        return DiagonalGaussian((self.mean - mean) / std, self.logvar - 2 * std.log(), tau, self.law)
+
+    @property
+    def _is_noisy(self) -> bool:
+        return isinstance(self.tau, Tensor) or self.tau != 0
 
 
 def _sum_per_item(values: Latents) -> PerItem:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from transfervae.posteriors.noise import add_noise
 from transfervae.posteriors.posterior import Posterior
 from transfervae.shapes import Latents, PerItem, at_least_float32
 
@@ -23,11 +24,14 @@ class PointPosterior:
 
     Attributes:
         mean: `[b, ...]`, the points; held in at least float32.
-        tau: Largest standard deviation of the noise, at least 0; a number, or a tensor broadcastable against `mean`.
+        tau: Standard deviation of the noise where its level is 1, at least 0; a number, or a tensor broadcastable
+            against `mean`.
+        law: Of the noise's level, a name from `NOISE_LAWS`.
     """
 
     mean: Latents
     tau: float | Tensor = 0.0
+    law: str = "uniform"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mean", at_least_float32(self.mean))
@@ -47,7 +51,7 @@ class PointPosterior:
         return self.mean
 
     def sample(self, *, generator: torch.Generator | None = None) -> Latents:
-        """Add noise: mean + tau * u * eps, u uniform in [0, 1) per item, eps standard normal (Zheng et al. 2025).
+        """Add noise: mean + tau * level * eps, one level per item by `law`, eps standard normal (Zheng et al. 2025).
 
         Args:
             generator: Source of randomness, on the points' device; the global one if None. Not used if tau is 0.
@@ -55,13 +59,7 @@ class PointPosterior:
         Returns:
             Latents `[b, ...]`; gradients flow to the points.
         """
-        mean = self.mean
-        if self._is_exact:
-            return mean
-        per_item = (len(mean), *(1 for _ in mean.shape[1:]))
-        level = torch.rand(per_item, generator=generator, device=mean.device, dtype=mean.dtype)
-        noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
-        return mean + self.tau * level * noise
+        return self.mean if self._is_exact else add_noise(self.mean, self.tau, self.law, generator)
 
     def kl_per_dimension(self) -> Latents:
         """Zeros, `[b, ...]`."""
@@ -73,7 +71,8 @@ class PointPosterior:
 
     def detach(self) -> "PointPosterior":
         """The same points and noise, through which no gradient flows."""
-        return PointPosterior(self.mean.detach(), self.tau.detach() if isinstance(self.tau, Tensor) else self.tau)
+        tau = self.tau.detach() if isinstance(self.tau, Tensor) else self.tau
+        return PointPosterior(self.mean.detach(), tau, self.law)
 
     def without_noise(self) -> "PointPosterior":
         """The points alone."""
@@ -94,7 +93,7 @@ class PointPosterior:
             mean: Broadcastable against the latents.
             std: As `mean`, above 0.
         """
-        return PointPosterior((self.mean - mean) / std, self.tau if self._is_exact else self.tau / std)
+        return PointPosterior((self.mean - mean) / std, self.tau if self._is_exact else self.tau / std, self.law)
 
     @property
     def _is_exact(self) -> bool:

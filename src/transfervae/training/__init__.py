@@ -7,13 +7,14 @@ from transfervae.errors import MissingExtraError
 if find_spec("pytorch_lightning") is None:
     raise MissingExtraError("Training", "train")
 
+from transfervae.training._initial import read_model_options
 from transfervae.training.comparison import Comparison, Row, compare
 from transfervae.training.engine import is_first_process
 from transfervae.training.held_out import held_out_images, history_of
 from transfervae.training.loggers import LOGGERS
 from transfervae.training.module import VAEModule
 from transfervae.training.options import DataOptions, EngineOptions, OptimizerOptions
-from transfervae.training.recipes import RECIPES, read_recipe
+from transfervae.training.recipes import RECIPES, choose_recipe, read_recipe
 from transfervae.training.run import TrainResult, cache_features, train
 
 __all__ = [
@@ -27,10 +28,12 @@ __all__ = [
     "TrainResult",
     "VAEModule",
     "cache_features",
+    "choose_recipe",
     "compare",
     "held_out_images",
     "history_of",
     "is_first_process",
+    "read_model_options",
     "read_recipe",
     "train",
 ]

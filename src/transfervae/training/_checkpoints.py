@@ -10,7 +10,7 @@ from typing_extensions import override
 from transfervae.errors import CheckpointError
 from transfervae.files import write_atomically
 from transfervae.training._checkpoint_io import SafetensorsIO
-from transfervae.training._run_folder import Monitor, RunFolder, RunRecorder, check_rows
+from transfervae.training._run_folder import Monitor, RunFolder, RunRecorder, check_rows, save_best
 from transfervae.training.module import VAEModule
 
 
@@ -61,7 +61,7 @@ def restore_best_model(module: VAEModule, folder: RunFolder, monitor: Monitor) -
         raise CheckpointError("The checkpoint holds no state of a model.")
     module.load_state_dict(source["state_dict"])
     with module.evaluated_weights():
-        module.vae.save_pretrained(folder.model)
+        save_best(module, folder)
     if source is last:
         write_atomically(folder.best, folder.last.read_bytes())
 

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
@@ -58,8 +58,24 @@ def check_given(callbacks: object, loggers: object, transform: object, monitor: 
         raise InvalidOptionError(f"loggers must be a list of loggers, got {loggers!r}; write [{loggers!r}].")
     if transform is not None and not callable(transform):
         raise InvalidOptionError(f"transform must be a function of an image, got {transform!r}.")
-    if not isinstance(monitor, str):
+    if not isinstance(monitor, str | None):
         raise InvalidOptionError(f"monitor must be the name of a figure, got {monitor!r}.")
+
+
+def set_checkpointing(vae: TransferVAE, *, enabled: bool) -> None:
+    """Let a decoder compute activations again in the backward pass, or keep them.
+
+    Raises:
+        InvalidOptionError: If it cannot.
+    """
+    decoder: Any = vae.decoder
+    if hasattr(decoder, "gradient_checkpointing"):
+        decoder.gradient_checkpointing = enabled
+    elif enabled:
+        raise InvalidOptionError(
+            f"gradient_checkpointing is for the decoders vit and kl; {type(decoder).__name__} has no blocks to"
+            " compute again."
+        )
 
 
 def check_samples(vae: TransferVAE) -> None:

@@ -45,6 +45,8 @@ class RunConfig:
         objective: Options by term.
         metrics: Names.
         monitor: The figure that tells the best epoch.
+        init_from: The folder of the model that was trained on; None for new weights.
+        freeze: Parts that stay as they are.
         epochs: Passes over the training images.
         patience: Epochs without a better one after which the run ends; None for no early end.
         seed: Of the split, the weights, the order and the draws.
@@ -64,6 +66,8 @@ class RunConfig:
     objective: Mapping[str, Any]
     metrics: list[Any]
     monitor: str
+    init_from: str | None
+    freeze: list[str]
     epochs: int
     patience: int | None
     seed: int

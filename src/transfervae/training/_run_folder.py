@@ -15,13 +15,17 @@ from torchmetrics import MetricCollection
 from typing_extensions import override
 
 from transfervae.errors import CheckpointError, InvalidOptionError, RunFolderError, UnknownNameError
-from transfervae.files import CONFIG_FILE, delete_leftovers, held, read_json, write_atomically
+from transfervae.files import CONFIG_FILE, delete_leftovers, held, read_json, write_atomically, write_tensors
+from transfervae.objectives import Objective
 from transfervae.pictures import write_history, write_reconstructions
 from transfervae.shapes import Images
 from transfervae.training.loggers import RunLogger
 from transfervae.training.module import VAEModule
 
 PICTURES_A_RUN = 5
+
+OBJECTIVE_FILE = "objective.safetensors"
+"""What the terms of the objective have learnt, such as a discriminator; for fine-tuning."""
 
 LOG_FOLDERS = ("tensorboard", "wandb")
 """Where loggers write, beside the run's own folders."""
@@ -39,6 +43,7 @@ class RunFolder:
         self.root = root
         self.config = root / CONFIG_FILE
         self.model = root / "model"
+        self.objective = root / OBJECTIVE_FILE
         self.checkpoints = root / "checkpoints"
         self.features = root / "features"
         self.last = self.checkpoints / "last.safetensors"
@@ -95,7 +100,7 @@ class RunFolder:
     def _check_foreign(self) -> None:
         """Make sure that only files are replaced that a run writes before its first epoch."""
         written_at_once = (self.config, self.val_images, self.architecture)
-        files = (self.metrics, self.result, self.history, self.reconstructions, self.samples)
+        files = (self.metrics, self.result, self.history, self.reconstructions, self.samples, self.objective)
         found = [path for path in (*files, *(() if self.begun_id() else written_at_once)) if os.path.lexists(path)]
         found += [
             path for path in (self.model, self.checkpoints, self.pictures) if path.is_dir() and any(path.iterdir())
@@ -290,13 +295,21 @@ class RunRecorder(pl.Callback):
         write_history(self._folder.history, self.rows)
         with module.evaluated_weights():
             if self.best is self.rows[-1]:
-                module.vae.save_pretrained(self._folder.model)
+                save_best(module, self._folder)
             if epoch % self._picture_every and epoch != 1:
                 return
             path = self._folder.pictures / f"epoch_{epoch:03d}.png"
             write_reconstructions(path, module.vae, self._examples)
         for logger in self._loggers:
             logger.log_picture("reconstructions", path, epoch)
+
+
+def save_best(module: VAEModule, folder: RunFolder) -> None:
+    """Write the model, and beside it what its objective has learnt, if anything."""
+    module.vae.save_pretrained(folder.model)
+    learnt = module.objective.state_dict()
+    if learnt:
+        write_tensors(folder.objective, learnt)
 
 
 def check_rows(rows: Any, monitor: str) -> list[dict[str, float]]:
@@ -318,8 +331,26 @@ def check_rows(rows: Any, monitor: str) -> list[dict[str, float]]:
     return list(rows)
 
 
+def choose_monitor(name: str | None, objective: Objective, metrics: MetricCollection, patience: int | None) -> Monitor:
+    """The monitor of a name; without one the loss, or the last epoch where a term such as a discriminator learns too.
+
+    Raises:
+        TransferVAEError: As `monitor_for`.
+        InvalidOptionError: If a run is to end early, and every epoch counts as better than all before.
+    """
+    fallback = "epoch" if objective.terms_with_optimizer() else "loss"
+    monitor = monitor_for(fallback if name is None else name, metrics)
+    if patience is not None and monitor.name == "epoch":
+        raise InvalidOptionError("patience needs a figure that gets better: give monitor, such as psnr.")
+    return monitor
+
+
 def monitor_for(name: str, metrics: MetricCollection) -> Monitor:
-    """The monitor of a name: "loss" for the objective on held-out images, else one of a run's metrics.
+    """The monitor of a name.
+
+    Args:
+        name: "loss" for the objective on held-out images, "epoch" for the last epoch, else one of a run's metrics.
+        metrics: The run's.
 
     Raises:
         UnknownNameError: For another name.
@@ -328,8 +359,10 @@ def monitor_for(name: str, metrics: MetricCollection) -> Monitor:
     short = name.removeprefix("val/")
     if short == "loss":
         return Monitor("val/loss", "min")
+    if short == "epoch":
+        return Monitor("epoch", "max")
     if short not in metrics:
-        raise UnknownNameError("figure to monitor", name, ["loss", *metrics])
+        raise UnknownNameError("figure to monitor", name, ["loss", "epoch", *metrics])
     is_higher_better = metrics[short].higher_is_better
     if is_higher_better is None:
         raise InvalidOptionError(f"The metric {short!r} does not say whether higher is better (higher_is_better).")

@@ -37,7 +37,7 @@ from transfervae.training._config import make_group
 from transfervae.training._images import RunImages
 from transfervae.training.held_out import history_of
 from transfervae.training.options import DataOptions, EngineOptions
-from transfervae.training.recipes import part_of, read_recipe
+from transfervae.training.recipes import choose_recipe, part_of, read_recipe
 from transfervae.training.run import cache_features, train
 
 SHOWN = 8
@@ -270,12 +270,12 @@ def _check_configurations(configurations: Mapping[str, Mapping[str, Any]]) -> No
         for option in given:
             if option not in known:
                 raise UnknownOptionError(f"Configuration {name!r}", option, known)
-        model, recipe = _model_of(given), read_recipe(given.get("recipe", "seed"))
+        model, recipe = _model_of(given), read_recipe(_recipe_of(given))
         for kind, table in (("head", HEADS), ("decoder", DECODERS)):
             table.check(part_of(recipe, kind, model.get(kind)))
         Objective.parse(given.get("objective") or recipe["objective"])
         make_group(EngineOptions, given.get("engine"))
-        check_positive(epochs=given.get("epochs", 5))
+        check_positive(epochs=given.get("epochs") or 1)
     sizes = {parse_image_size(_model_of(given).get("image_size", 128)) for given in configurations.values()}
     if len(sizes) != 1:
         raise InvalidOptionError(f"A comparison needs models of one image size, got {sorted(sizes)}.")
@@ -312,6 +312,11 @@ def _check_folder(folder: Path) -> None:
         )
 
 
+def _recipe_of(given: Mapping[str, Any]) -> str:
+    head = _model_of(given).get("head")
+    return choose_recipe(given.get("recipe"), None if head is None else Spec.parse(head, "head").name)[0]
+
+
 def _model_of(given: Mapping[str, Any]) -> dict[str, Any]:
     model = given.get("model")
     if not isinstance(model, Mapping):
@@ -323,7 +328,7 @@ def _features_for(given: Mapping[str, Any], data: Any, folder: Path, console: Co
     """The folder of a configuration's features, and the seconds that they took; computed if they are not there yet."""
     model, reading = _model_of(given), make_group(DataOptions, given.get("dataset"))
     size = list(parse_image_size(model.get("image_size", 128)))
-    backbone = part_of(read_recipe(given.get("recipe", "seed")), "backbone", model.get("backbone"))
+    backbone = part_of(read_recipe(_recipe_of(given)), "backbone", model.get("backbone"))
     key: list[Any] = plain([Spec.parse(backbone, "backbone").to_dict(), size, reading.flips])
     target = folder / "features" / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
     noted = target.with_suffix(".json")
@@ -337,7 +342,9 @@ def _features_for(given: Mapping[str, Any], data: Any, folder: Path, console: Co
     began = time.monotonic()
     engine = {**dict(given.get("engine") or {}), "cache": "auto"}
     images = _images(data, given)
-    cache_features(backbone, images, target, image_size=size, dataset=reading, engine=engine, console=console)
+    cache_features(
+        backbone, images, target, image_size=size, recipe="seed", dataset=reading, engine=engine, console=console
+    )
     seconds = time.monotonic() - began
     write_json(noted, {"seconds": seconds, "features": key})
     return target, seconds

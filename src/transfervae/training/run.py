@@ -25,6 +25,7 @@ from transfervae.data import ImageDataset, ToyFaces, open_dataset
 from transfervae.errors import UnknownNameError, UnknownOptionError
 from transfervae.evaluation import Evidence, judge
 from transfervae.files import write_atomically, write_json
+from transfervae.heads import HEADS
 from transfervae.metrics import (
     DEFAULT_METRICS,
     METRICS,
@@ -36,16 +37,16 @@ from transfervae.metrics import (
 )
 from transfervae.model import TransferVAE
 from transfervae.objectives import Objective
-from transfervae.options import plain
+from transfervae.options import Spec, plain
 from transfervae.pictures import write_architecture, write_reconstructions, write_samples
 from transfervae.progress import progress_bar
-from transfervae.saving import OWN
+from transfervae.saving import OWN, describe_part
 from transfervae.shapes import check_positive, check_seed, parse_image_size
 from transfervae.training._announce import choose_auto_backbone, describe_backbone_of, describe_images
 from transfervae.training._caching import build_cache, keep_features, open_cache
 from transfervae.training._checkpoint_io import SafetensorsIO
 from transfervae.training._checkpoints import RunCheckpoints, restore_best_model
-from transfervae.training._checks import check_given, check_outside, check_samples, checked_folder
+from transfervae.training._checks import check_given, check_outside, check_samples, checked_folder, set_checkpointing
 from transfervae.training._choose_execution import choose_run_execution
 from transfervae.training._config import (
     MODEL_KEYS,
@@ -58,15 +59,22 @@ from transfervae.training._config import (
     make_group,
 )
 from transfervae.training._images import RunImages, Transform
+from transfervae.training._initial import freeze as freeze_parts
+from transfervae.training._initial import (
+    load_initial_model,
+    load_initial_objective,
+    read_model_options,
+)
 from transfervae.training._progress import ProgressDisplay
-from transfervae.training._run_folder import Monitor, RunFolder, RunRecorder, monitor_for
+from transfervae.training._run_folder import Monitor, RunFolder, RunRecorder, choose_monitor
 from transfervae.training.engine import is_first_process, make_trainer, quiet_engine, run_interruptibly
 from transfervae.training.loggers import RunLogger, make_logger
 from transfervae.training.module import VAEModule
 from transfervae.training.options import AUTO, OFF, DataOptions, EngineOptions, OptimizerOptions
-from transfervae.training.recipes import part_of, read_recipe
+from transfervae.training.recipes import choose_recipe, part_of, read_recipe
 
 EXAMPLES = 8
+DEFAULT_EPOCHS = 5
 JUDGED = ("rmse", "chroma", "active_units")
 """Metrics that verdicts are made from, beside the run's own."""
 
@@ -127,17 +135,19 @@ class _Run:
 
 
 def train(
-    vae: AnyModel,
+    vae: AnyModel | None = None,
     data: Any = None,
     *,
     out: str | os.PathLike[str],
     objective: AnyObjective | None = None,
     metrics: Sequence[AnyMetric] = DEFAULT_METRICS,
-    monitor: str = "loss",
-    epochs: int = 5,
+    monitor: str | None = None,
+    epochs: int | None = None,
     patience: int | None = None,
     seed: int = 0,
-    recipe: str = "seed",
+    recipe: str | None = None,
+    init_from: str | os.PathLike[str] | None = None,
+    freeze: Sequence[str] = (),
     val_data: Any = None,
     dataset: DataOptions | Mapping[str, Any] | None = None,
     optimizer: OptimizerOptions | Mapping[str, Any] | None = None,
@@ -157,17 +167,22 @@ def train(
 
     Args:
         vae: The model; or what `build_vae` makes one of: a backbone's name, or a mapping with any of `backbone`,
-            `image_size`, `head`, `decoder` and `prior`.
+            `image_size`, `head`, `decoder` and `prior`. None for the model of `init_from`, or the recipe's.
         data: A folder, or several; a tensor or array `[n, 3, h, w]`; any map-style data set of images, with labels or
             without; None for drawn faces.
         out: The run's folder.
         objective: What is minimised, as `Objective.parse` reads it; the recipe's if None.
         metrics: What is computed on held-out images, as `make_metrics` reads it.
-        monitor: What tells the best epoch: "loss", or one of the metrics.
-        epochs: Passes over the training images.
+        monitor: What tells the best epoch: "loss", one of the metrics, or "epoch" for the last one; "loss" if None, but
+            "epoch" where a term such as a discriminator learns beside the model, whose loss says little.
+        epochs: Passes over the training images; the recipe's, or 5, if None.
         patience: Epochs without a better one after which the run ends; None for no early end.
         seed: Of the split, the weights, the order and the draws.
-        recipe: Defaults of backbone, head, decoder, objective and optimizer, a name from `RECIPES`.
+        recipe: Defaults of backbone, head, decoder, objective and optimizer, a name from `RECIPES`. If None, "sharp",
+            or "vector" for a head whose latents are vectors.
+        init_from: Folder of a saved model, or of the run that saved it, whose weights are trained on; those of a
+            discriminator are taken over too.
+        freeze: Parts that stay as they are: "head" keeps the latent space, "decoder" the images.
         val_data: Held-out images, in any form that `data` takes; a fraction of `data` if None.
         dataset: How the data set is read and split.
         optimizer: How head, decoder and terms are optimised; the recipe's if None.
@@ -186,13 +201,14 @@ def train(
     Raises:
         RunFolderError: If `out` holds another run, or none to resume, or one with other options.
         ImageFileError: If images cannot be read.
-        InvalidOptionError: If the engine cannot do what it is asked to.
+        InvalidOptionError: If the engine cannot do what it is asked to, or parts do not fit the model of `init_from`.
+        CheckpointError: If there is no model in `init_from`, or its discriminator is another than this run's.
         CacheError: If the feature cache that the engine is to read is missing, incomplete or damaged.
         CacheMismatchError: If it belongs to another backbone, size or data set.
         DivergedError: If the objective is no longer finite.
         FileWriteError: If a file cannot be written, for example because the disk is full.
     """
-    check_positive(epochs=epochs, patience=1 if patience is None else patience)
+    check_positive(patience=1 if patience is None else patience)
     check_seed(seed)
     check_given(callbacks, loggers, transform, monitor)
     console = console or Console(quiet=True)
@@ -204,21 +220,29 @@ def train(
     elif is_first_process():
         folder.check_free()
     began = folder.read_config() if resume else {}
-    defaults = read_recipe(recipe)
+    vae = read_model_options(init_from) if vae is None and init_from is not None else vae or {}
+    defaults = _read_defaults(recipe, vae, console)
+    epochs = defaults.get("epochs", DEFAULT_EPOCHS) if epochs is None else epochs
+    check_positive(epochs=epochs)
     made_metrics = make_metrics(metrics)
     groups = {
-        "dataset": make_group(DataOptions, dataset),
+        "dataset": make_group(DataOptions, _beneath(defaults.get("dataset"), dataset)),
         "optimizer": make_group(OptimizerOptions, defaults["optimizer"] if optimizer is None else optimizer),
         "engine": make_group(EngineOptions, began.get("engine") if resume and engine is None else engine),
     }
+    torch.manual_seed(seed)  # terms may have weights
     chosen = Objective.parse(defaults["objective"] if objective is None else objective)
-    which = monitor_for(monitor, made_metrics)
+    which = choose_monitor(monitor, chosen, made_metrics, patience)
     made_loggers = [make_logger(logger, folder.root) for logger in loggers]
     model = vae if isinstance(vae, TransferVAE) else _model_arguments(vae, defaults)
     model = model if isinstance(model, TransferVAE) else choose_auto_backbone(model, console)
     opened, opened_val = _open_data(data, val_data, model, groups["dataset"], groups["engine"], seed, console)
     torch.manual_seed(seed)
     built = model if isinstance(model, TransferVAE) else build_vae(**model)
+    if init_from is not None and not (resume and folder.last.exists()):
+        built = load_initial_model(built, init_from)
+    freeze_parts(built, freeze)
+    set_checkpointing(built, enabled=groups["engine"].gradient_checkpointing)
     config = RunConfig(
         data=describe_data(data),
         val_data=describe_data(val_data),
@@ -226,6 +250,8 @@ def train(
         objective=describe_objective(chosen),
         metrics=describe_metrics(made_metrics),
         monitor=which.name,
+        init_from=None if init_from is None else os.path.abspath(init_from),  # noqa: PTH100 - links stay
+        freeze=list(freeze),
         epochs=epochs,
         patience=patience,
         seed=seed,
@@ -261,6 +287,7 @@ def cache_features(
     *,
     image_size: int | str | Sequence[int] = 128,
     dtype: str = "float16",
+    recipe: str | None = None,
     dataset: DataOptions | Mapping[str, Any] | None = None,
     engine: EngineOptions | Mapping[str, Any] | None = None,
     seed: int = 0,
@@ -276,6 +303,8 @@ def cache_features(
         out: The cache's folder.
         image_size: Height and width of the images.
         dtype: "float16" or "bfloat16".
+        recipe: Of the runs that are to come: where it reads a backbone whose node is not given. As `train` chooses it,
+            if None.
         dataset: How the data set is read; whether mirrored images are stored too.
         engine: Devices, precision and so on.
         seed: Of drawn faces.
@@ -286,7 +315,7 @@ def cache_features(
 
     Raises:
         ImageFileError: If images cannot be read.
-        UnknownNameError: For another `dtype`.
+        UnknownNameError: For another `dtype` or recipe.
         CacheMismatchError: If the folder holds a cache of other features, or the images have changed.
         CacheError: If the folder holds something else, or another process is building in it.
         FeatureValueError: If features are not finite; the image is named.
@@ -296,7 +325,9 @@ def cache_features(
         raise UnknownNameError("type to store features in", dtype, DTYPES)
     console = console or Console(quiet=True)
     reading, running = make_group(DataOptions, dataset), make_group(EngineOptions, engine)
-    arguments = choose_auto_backbone(_model_arguments({"backbone": backbone, "image_size": image_size}, {}), console)
+    name, _ = choose_recipe(recipe, None)
+    given = {"backbone": part_of(read_recipe(name), "backbone", backbone), "image_size": image_size}
+    arguments = choose_auto_backbone(_model_arguments(given, {}), console)
     opened, _ = _open_data(data, None, arguments, reading, running, seed, console)
     vae = build_vae(**arguments)
     with quiet_engine():
@@ -363,6 +394,8 @@ def _carry_out(run: _Run, *, resume: bool) -> TrainResult:
             compiled=engine.compile,
         )
         checkpoint = str(folder.last) if resume and folder.last.exists() else None
+        if run.config.init_from is not None and checkpoint is None:
+            load_initial_objective(run.objective, run.config.init_from)
         if checkpoint and is_first_process():
             restore_best_model(module, folder, run.monitor)
         source = images if cache is None else images.with_cache(cache)
@@ -383,6 +416,31 @@ def _model_arguments(given: AnySpec, defaults: Mapping[str, Any]) -> dict[str, A
     chosen = arguments | {name: part_of(defaults, name, arguments.get(name)) for name in parts}
     chosen["backbone"] = check_backbone(chosen["backbone"])
     return {name: value for name, value in chosen.items() if value is not None}
+
+
+def _read_defaults(recipe: str | None, model: AnyModel, console: Console) -> Mapping[str, Any]:
+    """The defaults of the recipe that is named or chosen; a choice is said."""
+    name, why = choose_recipe(recipe, _head_of(model))
+    if why and is_first_process():
+        console.print(f"recipe {name}: {why}", highlight=False)
+    return read_recipe(name)
+
+
+def _beneath(defaults: Mapping[str, Any] | None, given: Any) -> Any:
+    """A recipe's options of the data set beneath those that are given."""
+    if defaults is None or not isinstance(given, Mapping | None):
+        return given
+    return {**defaults, **(given or {})}
+
+
+def _head_of(model: AnyModel) -> str | None:
+    """The name of the head of a model, or of its description; None if that leaves it open."""
+    if isinstance(model, TransferVAE):
+        name: str = describe_part(HEADS, model.head)["name"]
+        return name if len(model.latent_shape) > 1 else "gaussian"
+    if isinstance(model, Mapping) and model.get("head") is not None:
+        return Spec.parse(model["head"], "head").name
+    return None
 
 
 def _open_data(
