@@ -15,7 +15,8 @@ from transfervae.posteriors import PointPosterior
 def evaluate(reconstruction: Tensor, images: Tensor) -> Tensor:
     latent = torch.zeros(len(images), 1)
     term: Term = TERMS.build(Spec("ms_ssim"))
-    return term(VAEOutput(reconstruction, PointPosterior(latent), latent), images)
+    value: Tensor = term(VAEOutput(reconstruction, PointPosterior(latent), latent), images)
+    return value
 
 
 def test_it_is_one_minus_the_metric_where_all_scales_fit() -> None:
