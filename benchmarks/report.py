@@ -3,12 +3,12 @@
     python benchmarks/report.py
 
 The page is made of `benchmarks/results/*.json` and `docs/results/overhead.json` alone: no figure in it is typed by
-hand. What has no results is "not measured yet".
+hand. What has no results is "not measured yet". `time_to_quality.py` and `decoder_curve.py` draw their own plots.
 """
 
 import argparse
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from targets import Target, cpu_targets, cuda_targets
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 OVERHEAD = ROOT / "docs" / "results" / "overhead.json"
+SOURCES = ("cpu", "cuda", "scale", "time_to_quality", "decoders")
 MISSING = "Not measured yet."
 
 Report = Mapping[str, Any]
@@ -31,6 +32,14 @@ NAMES = {
     "torchvision": "torchvision's ImageFolder",
     "own head and decoder": "head and decoder",
     "own backbone": "backbone",
+}
+
+LEARNERS = {
+    "ours": "TransferVAE",
+    "from_scratch": "encoder from scratch",
+    "plain_torch": "PyTorch by hand",
+    "pythae_trainer": "pythae",
+    "keras_tensorflow": "Keras, encoder from scratch",
 }
 
 AXES = {"image_size": "image size", "batch": "batch", "latent_dim": "latent size", "rows": "images in the cache"}
@@ -50,6 +59,8 @@ python benchmarks/throughput.py --device cpu --baseline keras pythae diffusers -
 python benchmarks/throughput.py --device cuda --size 128 224
 python benchmarks/throughput.py --quick
 python benchmarks/scale.py --work FOLDER
+python benchmarks/time_to_quality.py --data NAME FOLDER 2/10 30 --keras-python PATH
+OMP_NUM_THREADS=1 python benchmarks/decoder_curve.py --case vector FOLDER 400 --case map FOLDER 4000
 python benchmarks/report.py
 ```
 
@@ -85,7 +96,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="where cpu.json, cuda.json and scale.json are")
     parser.add_argument("--no-plots", dest="plots", action="store_false", help="write the page alone")
     arguments = parser.parse_args()
-    reports = {name: read(arguments.results / f"{name}.json") for name in ("cpu", "cuda", "scale")}
+    reports = {name: read(arguments.results / f"{name}.json") for name in SOURCES}
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "benchmarks.md").write_text("\n".join(page(reports, read(OVERHEAD))), encoding="utf-8")
     if arguments.plots:
@@ -112,6 +123,10 @@ def page(reports: Mapping[str, Report | None], overhead: Report | None) -> Itera
         yield LIMITS
     yield "\nAn NVIDIA GPU:\n"
     yield from target_table(cuda_targets(reports["cuda"]))
+    yield "\n## Seconds to a quality\n"
+    yield from quality_section(reports["time_to_quality"])
+    yield "\n## Decoders at equal seconds\n"
+    yield from decoder_section(reports["decoders"])
     yield "\n## On a CPU\n"
     yield from device_section(reports["cpu"], "cpu")
     yield "\n## On an NVIDIA GPU\n"
@@ -234,6 +249,56 @@ def curve_table(curve: Mapping[str, Any]) -> list[str]:
         for row in curve["rows"]
     ]
     return markdown([AXES[curve["axis"]], "", "stage", "images/s", "slowest to fastest", "host MiB"], rows)
+
+
+def quality_section(report: Report | None) -> Iterator[str]:
+    """What time_to_quality.py measured."""
+    if report is None:
+        yield MISSING
+        return
+    yield "From photographs on disk to reconstructions of held-out ones: reading, choosing a precision and computing"
+    yield "features included. PyTorch by hand and pythae read the frozen network where the library does, in every"
+    yield "step; the encoder from scratch has the library's head, decoder, objective and optimiser; Keras learns an"
+    yield "encoder as in its own example. Latents are vectors of 128.\n"
+    yield from machine_lines(report)
+    yield "\n![PSNR over seconds](pictures/time-to-quality.png)\n"
+    for measured in report["sets"]:
+        wanted = measured["seconds_to"]
+        size = f"{measured['image_size']}x{measured['image_size']}"
+        counts = f"{measured['train_images']} photographs to learn from, {measured['held_images']} held out"
+        limits = f"batch {measured['batch']}, {measured['epochs']} epochs or {measured['limit']:g} seconds"
+        yield f"\n{measured['name']}: {counts}, {size}, {limits}.\n"
+        header = ["", "PSNR at the end, dB", "after seconds", f"seconds to {wanted['psnr']:.2f} dB"]
+        rows = [quality_cells(name, curve, wanted) for name, curve in measured["curves"].items() if curve]
+        yield from markdown(header, rows)
+
+
+def quality_cells(name: str, curve: Sequence[Mapping[str, float]], wanted: Mapping[str, Any]) -> list[str]:
+    """A learner's row."""
+    reached = wanted[name]
+    end = curve[-1]
+    return [
+        LEARNERS[name],
+        f"{end['psnr']:.2f}",
+        f"{end['seconds']:.0f}",
+        "never" if reached is None else f"{reached:.0f}",
+    ]
+
+
+def decoder_section(report: Report | None) -> Iterator[str]:
+    """What decoder_curve.py measured."""
+    if report is None:
+        yield MISSING
+        return
+    yield "Held-out RMSE of `packaged` with one decoder or another: the same head, objective, optimiser, batches and"
+    yield "seconds of one core, without the features' computation.\n"
+    yield from machine_lines(report)
+    yield "\n![Error over seconds](pictures/decoder-curve.png)\n"
+    cases = list(dict.fromkeys((row["latent"], row["data"], row["seconds"]) for row in report["rows"]))
+    found = {(row["latent"], row["data"], row["seconds"], row["decoder"]): row for row in report["rows"]}
+    header = ["decoder", *(f"{data}, {latent}, {seconds:g} s" for latent, data, seconds in cases)]
+    names = list(dict.fromkeys(row["decoder"] for row in report["rows"]))
+    yield from markdown(header, [[name, *(f"{found[*case, name]['rmse']:.4f}" for case in cases)] for name in names])
 
 
 def scale_section(report: Report | None) -> Iterator[str]:

@@ -26,6 +26,7 @@ import matplotlib as mpl
 import torch
 from learners.common import Task
 from machine import describe_machine
+from report import LEARNERS
 
 mpl.use("Agg")
 
@@ -33,13 +34,6 @@ from matplotlib import pyplot as plt
 
 SCHEMA = 1
 HERE = Path(__file__).parent
-LEARNERS = {
-    "ours": "TransferVAE",
-    "from_scratch": "encoder from scratch",
-    "plain_torch": "PyTorch by hand",
-    "pythae_trainer": "pythae",
-    "keras_tensorflow": "Keras, encoder from scratch",
-}
 SUFFIXES = {".png", ".jpg", ".jpeg"}
 Curve = Sequence[Mapping[str, float]]
 

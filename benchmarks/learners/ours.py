@@ -8,6 +8,7 @@ import pytorch_lightning as pl
 
 import transfervae as tv
 from learners.common import Clock, Task, read_task
+from transfervae.training import train
 
 
 class Timer(pl.Callback):

@@ -58,7 +58,7 @@ def test_every_part_s_options_stand_in_a_printed_configuration(head: str, decode
     ("options", "words"),
     [
         (("--lerning-rate", "1"), ("Unknown option '--lerning-rate'", "'--optimizer.learning-rate'")),
-        (("--head.queries", "1"), ("Unknown option '--head.queries'", "--head.latent-dim")),
+        (("--head.queries", "1"), ("Unknown option '--head.queries'", "--head.tau")),
         (("--epochs", "five"), ("--epochs must be a whole number", "'five'")),
         (("--head.latent-dim", "many"), ("--head.latent-dim must be a whole number",)),
         (("--head", "gausian"), ("Did you mean 'gaussian'",)),
@@ -151,7 +151,7 @@ def test_names_are_found_before_anything_is_parsed() -> None:
 def test_a_recipe_s_options_lie_beneath_files_and_the_command_line(tmp_path: Path) -> None:
     sharp = configuration("--recipe", "sharp")
     assert sharp["backbone"]["node"] == "fine"
-    assert sharp["head"] == {"name": "spatial", "latent_dim": 16}
+    assert sharp["head"] == {"name": "spatial", "latent_dim": 16, "tau": 0.0, "law": "uniform"}
     assert sharp["objective"]["features"]["weight"] == 0.1
     assert sharp["optimizer"]["clip"] == 1.0
     other = configuration(

@@ -118,7 +118,7 @@ engine = {
 seen = {}
 
 def count(folder):
-    return len(cache_features(backbone, None, out / folder, image_size=32, dataset=dataset, engine=engine))
+    return len(cache_features(backbone, None, out / folder, image_size=32, recipe="seed", dataset=dataset, engine=engine))
 
 def refusal(folder):
     try:
@@ -127,7 +127,7 @@ def refusal(folder):
         return f"{type(error).__name__}: {error}"
 
 def learn(name):
-    result = train(model, out=out / name, epochs=2, dataset=dataset, engine=engine)
+    result = train(model, out=out / name, recipe="seed", epochs=2, dataset=dataset, engine=engine)
     rows = [{k: v for k, v in row.items() if k != "images_per_second"} for row in result.rows]
     return rows, (out / name / "features" / "manifest.json").exists()
 

@@ -25,6 +25,7 @@ from transfervae.training._caching import build_cache
 COUNT, HELD_OUT = 40, 8
 PICTURES = (
     (run, "write_architecture"),
+    (run, "write_history"),
     (run, "write_reconstructions"),
     (run, "write_samples"),
     (_run_folder, "write_history"),

@@ -199,9 +199,9 @@ def test_a_checkpoint_of_the_default_model_is_small_and_holds_no_backbone(tmp_pa
     checkpoint = checkpoint_of(module)
     assert not [name for name in checkpoint["state_dict"] if "backbone" in name or "network" in name]
     SafetensorsIO().save_checkpoint(checkpoint, tmp_path / "last.safetensors")
-    assert (tmp_path / "last.safetensors").stat().st_size < 40e6
+    assert (tmp_path / "last.safetensors").stat().st_size < 45e6  # VGG19 alone: 80e6
     vae.save_pretrained(tmp_path / "model")
-    assert (tmp_path / "model" / "model.safetensors").stat().st_size < 40e6 / 3
+    assert (tmp_path / "model" / "model.safetensors").stat().st_size < 45e6 / 3
 
 
 class Judging(tv.Term):

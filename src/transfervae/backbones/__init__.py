@@ -1,7 +1,7 @@
 """Backbones: frozen pretrained networks that turn images into features."""
 
 from transfervae.backbones.catalogue import backbone_names, describe_backbone, is_backbone, list_backbones
-from transfervae.backbones.choose import fine_nodes, spread_nodes
+from transfervae.backbones.choose import broad_nodes, fine_nodes, spread_nodes
 from transfervae.backbones.create import create_backbone
 from transfervae.backbones.descriptions import BackboneDescription, NodeDescription
 from transfervae.backbones.families import FAMILY_NAMES, resolve_backbone_name
@@ -18,6 +18,7 @@ __all__ = [
     "Node",
     "NodeDescription",
     "backbone_names",
+    "broad_nodes",
     "create_backbone",
     "describe_backbone",
     "fine_nodes",

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from fnmatch import fnmatchcase
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from importlib import import_module
 from importlib.resources import files
 from itertools import groupby
@@ -18,6 +18,9 @@ from transfervae.errors import ImageSizeError, TransferVAEError, UnsupportedBack
 from transfervae.shapes import parse_image_size
 
 FILE = "catalogue.json"
+
+KEPT = 32
+"""Descriptions that are kept: a run asks for its network's more than once, and each time costs a second or more."""
 
 
 def describe_backbone(name: str, *, image_size: int | Sequence[int] | None = None) -> BackboneDescription:
@@ -97,6 +100,7 @@ def from_row(row: Mapping[str, Any]) -> BackboneDescription:
     return BackboneDescription(**{**row, "nodes": nodes, "image_size": (height, width)})
 
 
+@lru_cache(maxsize=KEPT)
 def _describe(name: str, size: Size | None) -> BackboneDescription:
     describe = find_family(name).describe
     if describe is None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from transfervae.backbones.choose import FINE, fine_nodes
+from transfervae.backbones.choose import NAMED_NODES
 from transfervae.backbones.families import Weights, find_creator
 from transfervae.backbones.feature_spec import FeatureSpec, Node
 from transfervae.backbones.frozen import FrozenBackbone
@@ -40,8 +40,8 @@ def create_backbone(
             keras_vgg19 one of `block1_conv1` … `block5_conv4` (after the ReLU) and `block1_pool` … `block5_pool`,
             default `block5_pool`; otherwise the index of a stage or transformer block, negative from the end, default
             the last (packaged: 3), or a module's name; diffusers_rae has only `last`. Layers past it are not kept, but
-            with a module's name. "fine" stands for several early nodes, which suit pictures better than meaning:
-            `backbones.fine_nodes`.
+            with a module's name. "fine" stands for several early nodes, which suit pictures, and "broad" for these and
+            a later one, which suit pictures and meaning: `backbones.fine_nodes`, `backbones.broad_nodes`.
         fuse: "concat", or "sum" or "mean" for nodes of equal width.
         grid: (height, width), or text such as "6x8", that the maps of several nodes are resampled to; the first node's
             if None.
@@ -68,8 +68,8 @@ def create_backbone(
     family = find_creator(name)
     if isinstance(node, str) and "," in node:
         node = [part.strip() for part in node.split(",")]
-    if node == FINE:
-        node = fine_nodes(name, weights)
+    if isinstance(node, str) and node in NAMED_NODES:
+        node = NAMED_NODES[node](name, weights)
     spec = FeatureSpec.parse(node, fuse=fuse, grid=grid, norm=norm)
     size = None if image_size is None else parse_image_size(image_size)
     weights = None if weights == "none" else weights

@@ -6,7 +6,8 @@ from torch import nn
 
 from transfervae.heads._shared import check_feature_shape
 from transfervae.options import records_options
-from transfervae.posteriors import PointPosterior, check_noise
+from transfervae.posteriors import PointPosterior
+from transfervae.posteriors.noise import check_noise
 from transfervae.shapes import Features
 
 

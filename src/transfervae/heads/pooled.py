@@ -18,7 +18,8 @@ from transfervae.heads._shared import (
     vector_kl_per_dimension,
 )
 from transfervae.options import records_options
-from transfervae.posteriors import DiagonalGaussian, check_noise
+from transfervae.posteriors import DiagonalGaussian
+from transfervae.posteriors.noise import check_noise
 from transfervae.shapes import Features, at_least_float32, check_positive
 
 PLACE_FREQUENCIES = 4

@@ -13,7 +13,8 @@ from transfervae.heads._shared import (
     initialise_moments,
 )
 from transfervae.options import records_options
-from transfervae.posteriors import DiagonalGaussian, check_noise
+from transfervae.posteriors import DiagonalGaussian
+from transfervae.posteriors.noise import check_noise
 from transfervae.shapes import Features, at_least_float32, check_positive
 
 INITIAL_KL_PER_DIMENSION = 0.01

@@ -76,8 +76,10 @@ def describe_epoch(row: dict[str, float], epochs: int) -> str:
     figures = "  ".join(
         f"{name} {_shorten(row[f'val/{name}'])}" for name in _names(row, "val/") if "/" not in name and name != "loss"
     )
+    own = "".join(f"  own {name} {row[f'train/own/{name}']:.4f}" for name in _names(row, "train/own/"))
+    skipped = f"  {row['train/skipped']:.0f} steps skipped" if row.get("train/skipped") else ""
     return (
-        f"epoch {int(row['epoch']):>3}/{epochs}  train {terms}  held-out {figures}"
+        f"epoch {int(row['epoch']):>3}/{epochs}  train {terms}{own}{skipped}  held-out {figures}"
         f"  {row['images_per_second']:.0f} images/s"
     )
 

@@ -24,6 +24,9 @@ from transfervae.training.module import VAEModule
 
 PICTURES_A_RUN = 5
 
+PLOT_SECONDS = 20.0
+"""The history is drawn anew after so many seconds, and at the end: a plot takes as long as an epoch of a small set."""
+
 OBJECTIVE_FILE = "objective.safetensors"
 """What the terms of the objective have learnt, such as a discriminator; for fine-tuning."""
 
@@ -242,6 +245,7 @@ class RunRecorder(pl.Callback):
         self._picture_every = max(1, epochs // PICTURES_A_RUN)
         self._began = 0.0
         self._seconds = 0.0
+        self._plotted = time.monotonic()
 
     @property
     def best(self) -> dict[str, float]:
@@ -292,7 +296,9 @@ class RunRecorder(pl.Callback):
 
     def _write(self, module: VAEModule, epoch: int) -> None:
         write_atomically(self._folder.metrics, _as_csv(self.rows))
-        write_history(self._folder.history, self.rows)
+        if time.monotonic() - self._plotted > PLOT_SECONDS:
+            write_history(self._folder.history, self.rows)
+            self._plotted = time.monotonic()
         with module.evaluated_weights():
             if self.best is self.rows[-1]:
                 save_best(module, self._folder)

@@ -275,7 +275,8 @@ def _check_configurations(configurations: Mapping[str, Mapping[str, Any]]) -> No
             table.check(part_of(recipe, kind, model.get(kind)))
         Objective.parse(given.get("objective") or recipe["objective"])
         make_group(EngineOptions, given.get("engine"))
-        check_positive(epochs=given.get("epochs") or 1)
+        epochs = given.get("epochs")
+        check_positive(epochs=1 if epochs is None else epochs)
     sizes = {parse_image_size(_model_of(given).get("image_size", 128)) for given in configurations.values()}
     if len(sizes) != 1:
         raise InvalidOptionError(f"A comparison needs models of one image size, got {sorted(sizes)}.")

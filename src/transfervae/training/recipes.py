@@ -20,7 +20,7 @@ SEED: Mapping[str, Any] = MappingProxyType(
 
 VECTOR: Mapping[str, Any] = MappingProxyType(
     {
-        "backbone": {"name": "auto", "node": "fine"},
+        "backbone": {"name": "auto", "node": "broad"},
         "head": "gaussian",
         "decoder": "residual",
         "objective": "gaussian_nll,kl",

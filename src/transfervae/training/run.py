@@ -38,7 +38,7 @@ from transfervae.metrics import (
 from transfervae.model import TransferVAE
 from transfervae.objectives import Objective
 from transfervae.options import Spec, plain
-from transfervae.pictures import write_architecture, write_reconstructions, write_samples
+from transfervae.pictures import write_architecture, write_history, write_reconstructions, write_samples
 from transfervae.progress import progress_bar
 from transfervae.saving import OWN, describe_part
 from transfervae.shapes import check_positive, check_seed, parse_image_size
@@ -509,6 +509,7 @@ def _finalize(run: _Run, recorder: RunRecorder, device: torch.device) -> TrainRe
     added = {name: METRICS.build(name) for name in JUDGED if name not in own}
     values = compute_metrics(best.to(device), images.batches(images.val), metrics=make_metrics({**own, **added}))
     figures = {name: values[name] for name in own}
+    write_history(folder.history, recorder.rows)
     write_reconstructions(folder.reconstructions, best.cpu(), images.examples(EXAMPLES))
     write_samples(folder.samples, best, seed=run.config.seed)
     batches = max(1, MEAN_IMAGE_SAMPLE // run.config.dataset.batch_size)
