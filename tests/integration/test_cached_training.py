@@ -118,7 +118,8 @@ engine = {
 seen = {}
 
 def count(folder):
-    return len(cache_features(backbone, None, out / folder, image_size=32, recipe="seed", dataset=dataset, engine=engine))
+    options = {"image_size": 32, "recipe": "seed", "dataset": dataset, "engine": engine}
+    return len(cache_features(backbone, None, out / folder, **options))
 
 def refusal(folder):
     try:
