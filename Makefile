@@ -7,7 +7,11 @@ DEMO := runs/demo
 
 demo: $(VENV)/demo
 	rm -rf $(DEMO)
-	$(BIN)/transfervae train --dataset.faces 3000 --image-size 64 --epochs 5 --out $(DEMO)
+	$(BIN)/transfervae train --dataset.faces 3000 --image-size 64 --epochs 8 --out $(DEMO)/faces
+	$(BIN)/python examples/photographs.py $(DEMO)
+	$(BIN)/transfervae train $(DEMO)/pieces --image-size 64 --epochs 12 --out $(DEMO)/photographs
+	$(BIN)/transfervae reconstruct $(DEMO)/photographs $(DEMO)/held --out $(DEMO)/photographs.png
+	@echo "Look at $(DEMO)/faces/reconstructions.png and at $(DEMO)/photographs.png: originals above reconstructions."
 
 test: $(VENV)/test
 	$(BIN)/ruff check .
@@ -27,7 +31,7 @@ $(VENV)/python:
 	touch $@
 
 $(VENV)/demo: $(VENV)/python pyproject.toml
-	$(BIN)/pip install --quiet --editable '.[train,offline]'
+	$(BIN)/pip install --quiet --editable '.[train,offline]' scikit-image
 	touch $@
 
 $(VENV)/test: $(VENV)/python pyproject.toml

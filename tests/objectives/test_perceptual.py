@@ -13,6 +13,7 @@ from tests.samples import make_backbone, make_vae, random_images
 from transfervae import DiagonalGaussian, FrozenBackbone, Objective, Spec, VAEOutput
 from transfervae.errors import InvalidOptionError, UnknownNameError
 from transfervae.objectives import FeatureError, Perceptual
+from transfervae.objectives.term import EncodedOutput
 from transfervae.training._checkpoint_io import SafetensorsIO
 
 
@@ -107,3 +108,26 @@ def test_maps_of_one_node_are_its_features() -> None:
     assert torch.equal(features, vae.backbone(images))
     (of_vgg,) = make_backbone("vgg19").maps(random_images())
     assert torch.equal(of_vgg, make_backbone("vgg19")(random_images()))
+
+
+def test_the_originals_features_come_from_the_cache_where_the_encoder_reads(tmp_path: Path) -> None:
+    small = Small(epochs=2, node=[1, 0], objective={"l1": {}, "features": {"nodes": "encoder"}})
+    rows = {
+        cache: replace(small, cache=cache).train(tmp_path / cache).rows[0]["train/term/features"]
+        for cache in ("auto", "off")
+    }
+    assert (tmp_path / "auto" / "features").exists()
+    assert rows["auto"] == pytest.approx(rows["off"], rel=1e-3)  # features are stored in half precision
+
+
+def test_known_features_are_not_computed_again() -> None:
+    backbone = tv.create_backbone("timm:test_resnet", node=[1, 0], weights=None)
+    term = FeatureError(nodes="encoder")
+    term.attach(backbone)
+    images, other = random_images("resnet"), random_images("resnet", seed=1)
+    plain = output_of(other)
+    known = EncodedOutput(*plain, backbone(images))
+    torch.testing.assert_close(term(known, images), term(plain, images), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(term(known, torch.zeros_like(images)), term(plain, images), rtol=1e-4, atol=1e-6)
+    with pytest.raises(InvalidOptionError, match="encoder's own network"):
+        FeatureError(extractor="packaged", nodes="encoder")

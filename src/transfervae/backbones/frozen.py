@@ -177,13 +177,14 @@ class FrozenBackbone(nn.Module):
         features: Tensor = self.network(self._prepare(images))
         return features
 
-    def maps(self, images: Tensor) -> list[Tensor]:
+    def maps(self, images: Tensor, *, fused: bool = False) -> list[Tensor]:
         """The features of each node by itself, neither resampled nor fused, in the order of the nodes.
 
         The values' range is not checked: terms compare features of reconstructions, whose NaN is to reach the loss.
 
         Args:
             images: RGB in [0, 1], `[b, 3, h, w]`, any floating dtype.
+            fused: Give one map, resampled and fused as `forward` does, in place of one a node.
 
         Returns:
             One map `[b, c, h', w']` a node.
@@ -193,6 +194,8 @@ class FrozenBackbone(nn.Module):
             ImageSizeError: If the network cannot take the size.
         """
         prepared = self._prepare(images, in_any_range=True)
+        if fused:
+            return [self.network(prepared)]
         read: Callable[[Images], list[Tensor]] | None = getattr(self.network, "maps", None)
         return [self.network(prepared)] if read is None else read(prepared)
 

@@ -11,6 +11,7 @@ from torch.nn.functional import interpolate, leaky_relu
 from torch.nn.utils.parametrizations import spectral_norm
 
 from transfervae.backbones import FrozenBackbone, Node
+from transfervae.backbones._folding import fold_normalisation
 from transfervae.decoders._bounds import clamp_to_unit
 from transfervae.errors import InvalidOptionError
 from transfervae.objectives.perceptual import Unregistered, create_at, read_elsewhere
@@ -166,6 +167,7 @@ class FeatureDiscriminator(Discriminator):
 
     @torch.no_grad()
     def _take(self, network: FrozenBackbone) -> None:
+        network = fold_normalisation(network)
         self._network = Unregistered(network)
         size = self._size or network.provenance.native_size or DEFAULT_SIZE
         gray = network.mean.new_full((1, 3, *size), 0.5)

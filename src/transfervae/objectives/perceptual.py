@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from transfervae.backbones import FrozenBackbone, Node, create_backbone, is_backbone, spread_nodes
+from transfervae.backbones._folding import fold_normalisation
 from transfervae.backbones._weights import check_fit, fetch_weights, read_weights
 from transfervae.errors import InvalidOptionError, UnsupportedBackboneError
 from transfervae.files import digest_tensors
-from transfervae.objectives.term import ModelOutput, Term
+from transfervae.objectives.term import EncodedOutput, ModelOutput, Term
 from transfervae.options import records_options
 from transfervae.shapes import Images, PerItem, at_least_float32
 
@@ -32,6 +33,9 @@ SMALLEST_SIDES: Mapping[str, int] = MappingProxyType({"alex": 31, "squeeze": 17,
 """Shortest side of images that each network can take, in pixels."""
 
 SLICE = r"^slices?\.?\d+\."
+
+ENCODER = "encoder"
+"""The node that stands for where the encoder reads its network."""
 
 NODES = 4
 """At so many nodes features are compared if none are named."""
@@ -147,7 +151,8 @@ class FeatureError(Term):
         Args:
             extractor: Name of a backbone, as `create_backbone` takes it; the encoder's if None.
             nodes: Where its features are compared, one or several, as `node` of `create_backbone`; at its four finest
-                grids, or four depths of one grid, if None.
+                grids, or four depths of one grid, if None. "encoder" for where the encoder reads its own network: a
+                run then takes the originals' features from its cache.
             weights: Of a named extractor: default, a file, or none.
 
         Raises:
@@ -157,10 +162,13 @@ class FeatureError(Term):
         super().__init__()
         if extractor is None and weights != "default":
             raise InvalidOptionError("The term features has weights, and no extractor that they are of; name it.")
+        self._reads_as_encoder = nodes == ENCODER
+        if self._reads_as_encoder and extractor is not None:
+            raise InvalidOptionError("nodes='encoder' of the term features is for the encoder's own network.")
         self._nodes = nodes
         self._network: Unregistered | None = None
         if extractor is not None:
-            self._network = Unregistered(create_at(extractor, self._nodes, weights))
+            self._network = Unregistered(fold_normalisation(create_at(extractor, self._nodes, weights)))
 
     def attach(self, backbone: FrozenBackbone) -> None:
         """Take the encoder's network, if no other was named: it is created once more, to be read at other nodes.
@@ -169,7 +177,8 @@ class FeatureError(Term):
             InvalidOptionError: If it is no backbone.
         """
         if self._network is None:
-            self._network = Unregistered(read_elsewhere(backbone, self._nodes))
+            network = backbone if self._reads_as_encoder else read_elsewhere(backbone, self._nodes)
+            self._network = Unregistered(fold_normalisation(network))
 
     def forward(self, output: ModelOutput, images: Images) -> PerItem:
         """One value per item, at least 0.
@@ -183,8 +192,10 @@ class FeatureError(Term):
         if not isinstance(network, FrozenBackbone):
             raise TypeError
         with torch.no_grad():
-            wanted = network.maps(images)
-        found = network.maps(at_least_float32(output.reconstruction).clamp(0, 1))
+            known = output.features if self._reads_as_encoder and isinstance(output, EncodedOutput) else None
+            wanted = network.maps(images, fused=self._reads_as_encoder) if known is None else [known]
+        made = at_least_float32(output.reconstruction).clamp(0, 1)
+        found = network.maps(made, fused=self._reads_as_encoder)
         errors = [(_normalised(one) - _normalised(other)).square() for one, other in zip(found, wanted, strict=True)]
         return torch.stack([error.flatten(1).mean(dim=1) for error in errors]).mean(dim=0)
 

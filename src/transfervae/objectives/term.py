@@ -11,7 +11,16 @@ from transfervae.backbones import FrozenBackbone
 from transfervae.errors import InvalidOptionError, ShapeError, UnknownNameError
 from transfervae.posteriors import Posterior
 from transfervae.schedules import Schedule, constant, cyclic, linear_warmup
-from transfervae.shapes import Images, Latents, PerItem, Scalar, check_nonnegative, check_positive, check_share
+from transfervae.shapes import (
+    Features,
+    Images,
+    Latents,
+    PerItem,
+    Scalar,
+    check_nonnegative,
+    check_positive,
+    check_share,
+)
 
 
 @runtime_checkable
@@ -29,6 +38,22 @@ class ModelOutput(Protocol):
     @property
     def latent(self) -> Latents:
         """The latents that were decoded."""
+
+
+class EncodedOutput(NamedTuple):
+    """The model's output with what the backbone gave for the images, where that is at hand.
+
+    Attributes:
+        reconstruction: Images `[b, 3, h, w]` in [0, 1].
+        posterior: The latents' posterior.
+        latent: The latents that were decoded.
+        features: `[b, c, h', w']`, as the encoder's backbone gives them for the original images.
+    """
+
+    reconstruction: Images
+    posterior: Posterior
+    latent: Latents
+    features: Features
 
 
 class TermValue(NamedTuple):

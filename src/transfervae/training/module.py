@@ -19,6 +19,7 @@ from transfervae.errors import CheckpointError, DivergedError, InvalidOptionErro
 from transfervae.execution import Execution
 from transfervae.model import TransferVAE, VAEOutput, evaluation_mode
 from transfervae.objectives import Objective, ObjectiveValue, Term
+from transfervae.objectives.term import EncodedOutput, ModelOutput
 from transfervae.shapes import Images, unit_images
 from transfervae.training._ema import WeightAverage
 from transfervae.training._guard import StepGuard
@@ -125,7 +126,7 @@ class VAEModule(pl.LightningModule):
         self.weights = self.objective.weights_at(step, batches, self._latent_size, steps=steps)
         self._require_own_gradients(requires_grad=False)  # the model's step is not to leave gradients in a term
         output, images = self._run(batch)
-        value = self._objective_of(output, images, self.weights, self._last_layer)
+        value = self._objective_of(_with_features(output, batch), images, self.weights, self._last_layer)
         self._note_wrong(value, step)
         if self._may_step(value):
             self._note(self._train_means, value, len(images))
@@ -145,7 +146,7 @@ class VAEModule(pl.LightningModule):
     def validation_step(self, batch: Batch, index: int) -> None:
         """Note the objective, at its final weights, and the metrics of one held-out batch."""
         output, images = self._run(batch)
-        self._note(self._val_means, self._objective_of(output, images, None), len(images))
+        self._note(self._val_means, self._objective_of(_with_features(output, batch), images, None), len(images))
         self.metrics.update(output, images)
 
     @override
@@ -407,7 +408,7 @@ class VAEModule(pl.LightningModule):
 
     def _objective_of(
         self,
-        output: VAEOutput,
+        output: ModelOutput,
         images: Images,
         weights: Mapping[str, float] | None,
         last_layer: nn.Parameter | None = None,
@@ -426,6 +427,11 @@ class VAEModule(pl.LightningModule):
             term = entries[name].detach()
             weight = term.new_full((), count)  # a plain number would be copied to the device, and waited for
             mean.update(term, weight)
+
+
+def _with_features(output: VAEOutput, batch: Batch) -> ModelOutput:
+    """The output, with the images' features where they came from a cache."""
+    return EncodedOutput(*output, batch.features) if isinstance(batch, CachedItem) else output
 
 
 def _made_optimizer(term: Term) -> torch.optim.Optimizer:

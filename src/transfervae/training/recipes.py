@@ -43,6 +43,7 @@ SHARP: Mapping[str, Any] = MappingProxyType(
             "clip": 1.0,
             "schedule": "cosine",
         },
+        "dataset": {"batch_size": 32},
     }
 )
 """Sharp pictures: a latent map from early nodes, absolute error and the error of the encoder's own features, a light
