@@ -257,7 +257,7 @@ def quality_section(report: Report | None) -> Iterator[str]:
         yield MISSING
         return
     yield "From photographs on disk to reconstructions of held-out ones: reading, choosing a precision and computing"
-    yield "features included. PyTorch by hand and pythae read the frozen network where the library does, in every"
+    yield "features included. PyTorch by hand and pythae read the frozen network at one stage, of stride 16, in every"
     yield "step; the encoder from scratch has the library's head, decoder, objective and optimiser; Keras learns an"
     yield "encoder as in its own example. Latents are vectors of 128.\n"
     yield from machine_lines(report)

@@ -7,7 +7,7 @@ A data set is a name, a folder, which photographs are held out (2/10: the last t
 paths), and passes over the rest. Each learner is a process of its own and has all cores; its clock begins once its
 libraries are imported, and stands while it is judged. The library's includes reading the photographs, choosing a
 precision and computing features. Everybody gets latents of the same length, batches of the same size and as many
-passes; PyTorch by hand and pythae read the frozen network where the library does, in every step.
+passes; PyTorch by hand and pythae read the frozen network at one stage, of stride 16, in every step.
 """
 
 import argparse
