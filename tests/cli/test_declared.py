@@ -152,7 +152,7 @@ def test_a_recipe_s_options_lie_beneath_files_and_the_command_line(tmp_path: Pat
     sharp = configuration("--recipe", "sharp")
     assert sharp["backbone"]["node"] == "fine"
     assert sharp["head"] == {"name": "spatial", "latent_dim": 16, "tau": 0.0, "law": "uniform"}
-    assert sharp["objective"]["features"]["weight"] == 0.1
+    assert sharp["objective"]["features"]["weight"] == 0.3
     assert sharp["optimizer"]["clip"] == 1.0
     other = configuration(
         "--recipe", "sharp", "--backbone", "packaged", "--decoder", "kl", "--objective", "l1,kl",

@@ -188,8 +188,8 @@ def test_patches_are_of_images_that_are_large_enough() -> None:
     [
         ({"discriminator": "patches"}, UnknownNameError, "Did you mean 'patch'"),
         ({"loss": "wgan"}, UnknownNameError, "adversarial loss"),
-        ({"discriminator": "patch", "network": "packaged"}, InvalidOptionError, "network is no option of"),
-        ({"width": 32}, InvalidOptionError, "width is no option of the discriminator 'features'"),
+        ({"discriminator": "patch", "network": "packaged"}, InvalidOptionError, "has no option 'network'"),
+        ({"width": 32}, InvalidOptionError, "The discriminator 'features' has no option 'width'"),
         ({"weights": "none"}, InvalidOptionError, "name it"),
         ({"r1": -1.0}, InvalidOptionError, "r1"),
         ({"learning_rate": 0.0}, InvalidOptionError, "learning_rate"),

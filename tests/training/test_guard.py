@@ -22,7 +22,7 @@ def test_steps_ten_times_the_running_loss_are_refused_and_leave_it_alone() -> No
     assert guard.running[0].item() == pytest.approx(DECAY * 2 + (1 - DECAY) * 4)
     assert guard.running[1].isnan()
     assert guard.allows("judge", torch.tensor(1000.0))
-    assert guard.skipped == 2
+    assert guard.skipped == {"model": 2, "judge": 0}
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -float("inf")])
@@ -77,7 +77,9 @@ def test_wrong_steps_are_skipped_and_counted(wrong: float, tmp_path: Path) -> No
 
 
 def test_a_run_that_skips_most_steps_of_an_epoch_ends_and_names_the_term(tmp_path: Path) -> None:
-    with pytest.raises(DivergedError, match=r"3 of 5 steps of epoch 1 .* the term own was the first, at step 2;"):
+    with pytest.raises(
+        DivergedError, match=r"3 of 5 steps of model in epoch 1 .* the term own was the first, at step 2;"
+    ):
         Small().train(tmp_path, objective=tv.Objective(ExplodesAndLearns({2, 3, 4})))
 
 

@@ -74,7 +74,7 @@ def test_the_discriminator_is_saved_beside_the_model_and_taken_over(begun: Path)
 @pytest.mark.parametrize("other", [{"layers": 2}, {"width": 16}])
 def test_a_discriminator_of_another_kind_is_refused(begun: Path, other: dict[str, Any], tmp_path: Path) -> None:
     objective = {"l1": {}, "adversarial": {"weight": 0.1, **DISCRIMINATOR, **other}}
-    with pytest.raises(CheckpointError, match=r"learnt by another adversarial than this run's: \d+ tensors differ"):
+    with pytest.raises(CheckpointError, match=r"holds another adversarial than this run's: \d+ tensors differ"):
         train_on(begun, tmp_path / "run", objective=objective)
 
 
@@ -91,7 +91,7 @@ def test_a_damaged_discriminator_is_refused(begun: Path, tmp_path: Path) -> None
 def test_what_does_not_fit_the_saved_model_is_refused(begun: Path, tmp_path: Path) -> None:
     with pytest.raises(InvalidOptionError, match="has decoder"):
         train_on(begun, tmp_path / "run", {**MODEL, "decoder": "residual"})
-    with pytest.raises(CheckpointError, match="no model to begin with"):
+    with pytest.raises(CheckpointError, match="no saved model in"):
         train_on(tmp_path, tmp_path / "run")
     with pytest.raises(UnknownNameError, match="part to freeze"):
         train_on(begun, tmp_path / "run", freeze=["prior"])

@@ -18,7 +18,7 @@ def fold_normalisation(backbone: FrozenBackbone) -> FrozenBackbone:
     """A copy of a backbone without batch normalisation where a convolution stands right before it.
 
     In evaluation mode such a layer scales and shifts its input, which the convolution's weights can do themselves.
-    Pairs are found by what flows through the network. A copy whose features differ is not given.
+    Pairs are found by what flows through the network. If the copy's features differ, the backbone itself is returned.
 
     Args:
         backbone: Stays as it is.
@@ -37,6 +37,7 @@ def fold_normalisation(backbone: FrozenBackbone) -> FrozenBackbone:
     names = {module: name for name, module in folded.network.named_modules()}
     for convolution, normalisation in pairs:
         _fold(convolution, normalisation)
+        # timm's normalisations also apply an activation
         folded.network.set_submodule(names[normalisation], getattr(normalisation, "act", nn.Identity()))
     for before, after in zip(backbone.maps(images), folded.maps(images), strict=True):
         if (before - after).square().mean().sqrt() > TOLERANCE * before.square().mean().sqrt():

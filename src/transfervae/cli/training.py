@@ -103,7 +103,7 @@ def add_cache() -> None:
         "data": Option("data", list[str] | None, None, ""),
         "out": Option("out", str, "features", "The cache's folder."),
         "verify": Option("verify", bool, False, "Compute nothing: compare the checksums of the cache in --out."),
-        "recipe": Option("recipe", str, recipe, "Of the trainings to come: where it reads the backbone."),
+        "recipe": Option("recipe", str, recipe, "Recipe of the later runs; it decides which nodes are read."),
         "image_size": IMAGE_SIZE,
         "dtype": options_of(training.cache_features)["dtype"]._replace(help=f"Stored as: {', '.join(DTYPES)}."),
         "seed": options_of(training.cache_features)["seed"],
@@ -144,19 +144,20 @@ def _run_section(recipe: str) -> Section:
             "recipe": Option("recipe", str, recipe, f"Defaults of the parts below: {', '.join(training.RECIPES)}."),
             "data": Option("data", str | list[str] | None, None, ""),
             "val_data": Option(
-                "val_data", str | list[str] | None, None, "Folder of held-out images; a fraction if none."
+                "val_data",
+                str | list[str] | None,
+                None,
+                "Folder of held-out images; a fraction of the data if left out.",
             ),
             "image_size": IMAGE_SIZE,
-            "init_from": Option(
-                "init_from", str | None, None, "Train on from a saved model, or the run that saved it."
-            ),
-            "freeze": Option("freeze", Sequence[str], [], "Parts that stay as they are: head, decoder."),
+            "init_from": Option("init_from", str | None, None, "Begin with the weights of a saved model, or of a run."),
+            "freeze": Option("freeze", Sequence[str], [], "Parts that are not trained: head, decoder."),
             "epochs": declared["epochs"],
             "patience": declared["patience"],
             "seed": declared["seed"],
-            "metrics": names._replace(help="What is computed on held-out images, with commas."),
+            "metrics": names._replace(help="Metrics of held-out images, separated by commas."),
             "monitor": declared["monitor"],
-            "loggers": Option("loggers", Sequence[str], [], f"With commas: {', '.join(training.LOGGERS)}."),
+            "loggers": Option("loggers", Sequence[str], [], f"Separated by commas: {', '.join(training.LOGGERS)}."),
         },
     )
 
@@ -252,7 +253,7 @@ def _read_run(out: Path) -> Tree:
 
 def _print_result(result: Any, out: Path) -> None:
     best = result.best
-    table = Table(title=f"Held-out images, epoch {int(best['epoch'])} (the best)", title_justify="left")
+    table = Table(title=f"Held-out images, epoch {int(best['epoch'])} (the saved one)", title_justify="left")
     table.add_column("figure")
     table.add_column("value", justify="right")
     for name, value in best.items():

@@ -58,10 +58,11 @@ class Adversarial(Term):
     The decoder minimises the mean over heads and positions of its loss; the discriminator half the sum of both of its
     losses, after every step of the model, on the same batch. With an adaptive weight (Esser et al. 2021) the term is
     also multiplied by |gradient of the other terms| / (|gradient of this term| + 1e-6), both at the decoder's last
-    layer, and at most 1e4, so that `weight` says what share of the gradient it has.
+    layer, and at most 1e4, so that `weight` is the ratio of this term's gradient to that of the others. Where the last
+    layer is frozen, gradients are compared at the reconstruction.
 
-    A discriminator that has not learnt yet says nothing: give it a lead, for example with `start_share` 0.5 and
-    `discriminator_start_share` 0.375.
+    An untrained discriminator gives no useful gradient: let it start first, for example with `start_share` 0.5 and
+    `discriminator_start_share` 0.4.
     """
 
     def __init__(
@@ -99,7 +100,7 @@ class Adversarial(Term):
             width: Of patch: channels of the first layer, 64 if None.
             layers: Of patch: how often the grid is halved, 3 if None.
             loss: hinge, non_saturating or least_squares.
-            adaptive: Multiply the weight by the ratio of gradients, so that it is a share.
+            adaptive: Multiply the weight by the ratio of gradients.
             augment: Show the discriminator images in changed colours and shifted (Zhao et al. 2020).
             rounded: Train the discriminator on reconstructions rounded to 8 bits, as photographs are.
             fresh: Train the discriminator on decoded modes, in evaluation mode, rather than on the model's own output.
@@ -162,10 +163,11 @@ class Adversarial(Term):
         """One value per item: the decoder's loss."""
         judged = self._judge(output.reconstruction)
         value = _mean_of_heads(self._loss.of_generator, judged.logits)
-        if self._matching:
+        if self._matching:  # of both as they are: augmented, they would be shifted apart
             with torch.no_grad():
-                wanted = self._judge(images).features
-            pairs = zip(judged.features, wanted, strict=True)
+                wanted = self.discriminator(images).features
+            made = self.discriminator(output.reconstruction).features if self._augments else judged.features
+            pairs = zip(made, wanted, strict=True)
             errors = [(one - other).abs().flatten(1).mean(dim=1) for one, other in pairs]
             value = value + self._matching * torch.stack(errors).mean(dim=0)
         return value
@@ -219,7 +221,7 @@ def _build(name: str, given: Mapping[str, Any]) -> Discriminator:
     foreign = [option for option in options if option not in known]
     if foreign:
         raise InvalidOptionError(
-            f"{foreign[0]} is no option of the discriminator {name!r}, which has {', '.join(known)}."
+            f"The discriminator {name!r} has no option {foreign[0]!r}; its options: {', '.join(known)}."
         )
     built: Discriminator = DISCRIMINATORS.build(Spec(name, **options))
     return built

@@ -56,7 +56,7 @@ class Discriminator(nn.Module):
 
 @records_options
 class PatchDiscriminator(Discriminator):
-    """PatchGAN (Isola et al. 2017): convolutions of width 4 that judge overlapping patches.
+    """PatchGAN (Isola et al. 2017): 4x4 convolutions that judge overlapping patches.
 
     Spectral normalisation (Miyato et al. 2018) takes the place of batch normalisation, so that images of a batch are
     judged each by itself, and several processes need no common statistics.
@@ -134,7 +134,7 @@ class FeatureDiscriminator(Discriminator):
         """
         super().__init__()
         if network is None and weights != "default":
-            raise InvalidOptionError("The feature discriminator has weights, and no network that they are of; name it.")
+            raise InvalidOptionError("The feature discriminator has weights without a network; name it too.")
         if image_size is not None:
             check_positive(image_size=image_size)
         self._nodes = nodes

@@ -146,7 +146,8 @@ class Objective(nn.Module):
         ratios: dict[str, Scalar] = {}
         for name, entry in sorted(self.items(), key=lambda item: item[1].term.is_adaptive):  # these come last
             counts = bool(weights[name])
-            if self.training and entry.term.has_optimizer and not counts:  # it has learnt nothing that could be told
+            waits = entry.term.has_optimizer or entry.starts_later
+            if self.training and waits and not counts:  # it would cost time for nothing
                 raw[name] = minimised = output.reconstruction.new_zeros(())
             else:
                 raw[name], minimised = entry.term.evaluate(output, images)

@@ -38,7 +38,7 @@ ENCODER = "encoder"
 """The node that stands for where the encoder reads its network."""
 
 NODES = 4
-"""At so many nodes features are compared if none are named."""
+"""Number of nodes whose features are compared if none are named."""
 
 
 class LearnedDistance(nn.Module):
@@ -161,7 +161,7 @@ class FeatureError(Term):
         """
         super().__init__()
         if extractor is None and weights != "default":
-            raise InvalidOptionError("The term features has weights, and no extractor that they are of; name it.")
+            raise InvalidOptionError("The term features has weights without an extractor; name it too.")
         self._reads_as_encoder = nodes == ENCODER
         if self._reads_as_encoder and extractor is not None:
             raise InvalidOptionError("nodes='encoder' of the term features is for the encoder's own network.")

@@ -202,6 +202,11 @@ class WeightedTerm(nn.Module):
         self.schedule = schedule
         self.schedule_epochs = schedule_epochs
 
+    @property
+    def starts_later(self) -> bool:
+        """Whether the term does not count from the first step on."""
+        return bool(self.start_epoch or self.start_step or self.start_share)
+
     def start(self, steps_per_epoch: int, steps: int) -> int:
         """The step, counted from 0, from which on the term counts, in a run of so many steps."""
         return first_step(

@@ -1,4 +1,4 @@
-"""Steps that would blow a run up, found before they are made."""
+"""Skips steps of optimisers whose loss is not finite, or has jumped."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transfervae.ranks import average
 
 LARGEST_JUMP = 10.0
-"""A loss is too large from so many times its running value on."""
+"""Largest ratio of a loss to its running mean that is allowed."""
 
 DECAY = 0.99
 """Of the running value."""
@@ -19,7 +19,7 @@ class StepGuard(nn.Module):
 
     Attributes:
         names: The losses that are watched.
-        skipped: Number of steps that were refused in this epoch.
+        skipped: Steps that were refused in this epoch, by name.
     """
 
     running: Tensor
@@ -32,7 +32,7 @@ class StepGuard(nn.Module):
         """
         super().__init__()
         self.names = list(names)
-        self.skipped = 0
+        self.skipped = dict.fromkeys(self.names, 0)
         self.register_buffer("running", torch.full((len(self.names),), torch.nan))
 
     def allows(self, name: str, loss: Tensor) -> bool:
@@ -41,7 +41,7 @@ class StepGuard(nn.Module):
         value, running = loss.detach().abs().float(), self.running[place]
         is_wrong = ~value.isfinite() | (value > LARGEST_JUMP * running)  # nothing is larger than NaN
         if average(is_wrong.float()).item():
-            self.skipped += 1
+            self.skipped[name] += 1
             return False
         now = average(value)
         self.running[place] = torch.where(running.isnan(), now, DECAY * running + (1 - DECAY) * now)

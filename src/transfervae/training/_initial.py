@@ -27,7 +27,7 @@ def model_folder(source: str | os.PathLike[str]) -> Path:
     inner = folder / "model"
     found = inner if (inner / CONFIG_FILE).is_file() else folder
     if not (found / CONFIG_FILE).is_file():
-        raise CheckpointError(f"There is no model to begin with in {str(folder)!r}: no {CONFIG_FILE}.")
+        raise CheckpointError(f"There is no saved model in {str(folder)!r}: {CONFIG_FILE} is missing.")
     return found
 
 
@@ -55,8 +55,8 @@ def load_initial_model(vae: TransferVAE, source: str | os.PathLike[str]) -> Tran
     for kind in ("image_size", "head", "decoder"):
         if kind in saved and wanted[kind] != saved[kind]:
             raise InvalidOptionError(
-                f"The model in {str(source)!r} has {kind} {saved[kind]}, and this run {wanted[kind]}; to train it on,"
-                " leave the options of its parts out."
+                f"The model in {str(source)!r} has {kind} {saved[kind]}, and this run {wanted[kind]}; leave out"
+                " head, decoder and image_size, which the saved model decides."
             )
     own = {kind: getattr(vae, kind) for kind in ("head", "decoder", "prior") if wanted[kind]["name"].startswith("own:")}
     loaded = TransferVAE.from_pretrained(model_folder(source), backbone=vae.backbone, **own)
@@ -91,7 +91,7 @@ def load_initial_objective(objective: Objective, source: str | os.PathLike[str])
         )
         if misfits:
             raise CheckpointError(
-                f"{str(path)!r} was learnt by another {name} than this run's: {len(misfits)} tensors differ, first"
+                f"{str(path)!r} holds another {name} than this run's: {len(misfits)} tensors differ, first"
                 f" {misfits[0].removeprefix(prefix)}. Give the term the options that it had, or move the file away."
             )
         own |= {key: value for key, value in stored.items() if key.startswith(prefix)}

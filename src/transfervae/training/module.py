@@ -45,7 +45,7 @@ class VAEModule(pl.LightningModule):
 
     The optimisers are stepped here rather than by the engine, so that a term with an optimiser of its own fits in: the
     model's step comes first, then each such term's, on the same batch. With such terms a step whose loss is not finite,
-    or ten times its running value, is skipped and counted: adversarial training is prone to them.
+    or more than ten times its running mean, is skipped and counted: adversarial training is prone to them.
 
     Attributes:
         vae: The model.
@@ -99,6 +99,7 @@ class VAEModule(pl.LightningModule):
             "features": torch.compile(vae.forward_from_features) if compiled else vae.forward_from_features,
         }
         self._own_terms = objective.terms_with_optimizer()
+        self._starts = {name: entry.start for name, entry in objective.items()}
         self._train_means = _means_of(objective, [f"own/{name}" for name in self._own_terms])
         self._val_means = _means_of(objective)
         self._guard = StepGuard(["model", *self._own_terms])
@@ -221,15 +222,17 @@ class VAEModule(pl.LightningModule):
         figures |= {f"train/own/{name}": 0.0 for name in self._own_terms.keys() - self._learning}
         self._check_finite(figures)
         if self._own_terms:
-            figures["train/skipped"] = float(self._guard.skipped)
+            figures["train/skipped"] = float(sum(self._guard.skipped.values()))
             batches = int(self.trainer.num_training_batches)
-            if self._guard.skipped > batches / 2:
+            name, count = max(self._guard.skipped.items(), key=lambda entry: entry[1])
+            if count > batches / 2:
                 raise DivergedError(
-                    f"The run diverged: {self._guard.skipped} of {batches} steps of epoch {self.current_epoch + 1} were"
-                    f" skipped, since their loss was not finite or ten times its running value;{self._describe_wrong()}"
+                    f"The run diverged: {count} of {batches} steps of {name} in epoch {self.current_epoch + 1} were"
+                    " skipped, since their loss was not finite, or more than ten times its running mean;"
+                    f"{self._describe_wrong()}"
                     " try a smaller learning rate, or a smaller weight of the adversarial term."
                 )
-            self._guard.skipped = 0
+            self._guard.skipped = dict.fromkeys(self._guard.skipped, 0)
         self._first_wrong = None
         self._learning.clear()
         return figures
@@ -340,6 +343,7 @@ class VAEModule(pl.LightningModule):
             start = term.own_start(batches, steps)
             if (step < start) if start is not None else not self.weights[name]:
                 continue
+            start = self._starts[name](batches, steps) if start is None else start
             seen = self._decode_modes(detached) if term.sees_modes else detached
             with self.execution.autocast(images.device):
                 loss = term.own_loss(seen, images)
@@ -348,7 +352,7 @@ class VAEModule(pl.LightningModule):
             if not self._guard.allows(name, loss):
                 continue
             if term.follows_schedule:
-                rate = self._decay((step - (start or 0)) / max(steps - (start or 0), 1))
+                rate = self._decay((step - start) / max(steps - start, 1))
                 for group in optimizer.param_groups:
                     group["lr"] = rate * group["initial_lr"]
             self._learning.add(name)

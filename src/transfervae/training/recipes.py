@@ -35,7 +35,7 @@ SHARP: Mapping[str, Any] = MappingProxyType(
         "backbone": {"name": "auto", "node": "fine"},
         "head": {"name": "spatial", "latent_dim": 16},
         "decoder": {"name": "residual", "width": 128},
-        "objective": {"l1": {}, "features": {"weight": 0.1}, "kl": {"weight": 1e-6}},
+        "objective": {"l1": {}, "features": {"weight": 0.3, "start_share": 0.5}, "kl": {"weight": 1e-6}},
         "optimizer": {
             "name": "adamw",
             "learning_rate": 1e-3,
@@ -46,15 +46,15 @@ SHARP: Mapping[str, Any] = MappingProxyType(
         "dataset": {"batch_size": 32},
     }
 )
-"""Sharp pictures: a latent map from early nodes, absolute error and the error of the encoder's own features, a light
-KL."""
+"""Sharp pictures: a latent map from early nodes, absolute error, from the second half on the error of the encoder's own
+features, which takes several times as long, and a light KL."""
 
 SHARP_GAN: Mapping[str, Any] = MappingProxyType(
     {
         **SHARP,
         "objective": {
             "l1": {},
-            "features": {"weight": 0.1},
+            "features": {"weight": 0.3, "start_share": 0.5},
             "adversarial": {"weight": 0.5, "start_share": 0.5, "discriminator_start_share": 0.4},
             "kl": {"weight": 1e-6},
         },
@@ -124,7 +124,7 @@ def read_recipe(name: str) -> Mapping[str, Any]:
 
 
 def choose_recipe(name: str | None, head: str | None) -> tuple[str, str]:
-    """The recipe of a name; without one, that which serves best on photographs with a head.
+    """The recipe of a name; without one, the default for a head.
 
     Args:
         name: As the user gives it.
@@ -140,14 +140,15 @@ def choose_recipe(name: str | None, head: str | None) -> tuple[str, str]:
         read_recipe(name)
         return name, ""
     if head in VECTOR_HEADS:
-        return "vector", f"the latents of the head {head} are vectors"
-    return "sharp", "it gives the best pictures of photographs"
+        return "vector", f"the default for latent vectors, as the head {head} gives them"
+    return "sharp", "the default for pictures"
 
 
 def part_of(recipe: Mapping[str, Any], kind: str, given: Any = None) -> Any:
     """A part of a model: the one that is given, or else the recipe's, with its options.
 
-    A backbone that is given without a node is read where the recipe reads it, since that suits any network.
+    A part of the same name takes the recipe's options beneath its own. So does any backbone, which is then read where
+    the recipe reads it, since that suits any network.
 
     Args:
         recipe: As `read_recipe` gives it.
@@ -157,9 +158,11 @@ def part_of(recipe: Mapping[str, Any], kind: str, given: Any = None) -> Any:
     default = Spec.parse(recipe[kind], kind)
     if given is None:
         return default
-    if kind != "backbone" or not isinstance(given, str | Spec | Mapping):
+    if not isinstance(given, str | Spec | Mapping):
         return given
     spec = Spec.parse(given, kind)
+    if kind != "backbone" and spec.name != default.name:
+        return given
     return Spec(spec.name, **{**default.options, **spec.options})
 
 

@@ -182,10 +182,10 @@ def train(
             or "vector" for a head whose latents are vectors.
         init_from: Folder of a saved model, or of the run that saved it, whose weights are trained on; those of a
             discriminator are taken over too.
-        freeze: Parts that stay as they are: "head" keeps the latent space, "decoder" the images.
+        freeze: Parts that are not trained: "head", which keeps the latent space, or "decoder".
         val_data: Held-out images, in any form that `data` takes; a fraction of `data` if None.
         dataset: How the data set is read and split.
-        optimizer: How head, decoder and terms are optimised; the recipe's if None.
+        optimizer: How head, decoder and terms are optimised, above the recipe's options.
         engine: Devices, precision, cache and so on.
         callbacks: Lightning callbacks beside the run's own.
         loggers: "tensorboard", "wandb" (offline), or loggers of Lightning.
@@ -227,7 +227,7 @@ def train(
     made_metrics = make_metrics(metrics)
     groups = {
         "dataset": make_group(DataOptions, _beneath(defaults.get("dataset"), dataset)),
-        "optimizer": make_group(OptimizerOptions, defaults["optimizer"] if optimizer is None else optimizer),
+        "optimizer": make_group(OptimizerOptions, _beneath(defaults["optimizer"], optimizer)),
         "engine": make_group(EngineOptions, began.get("engine") if resume and engine is None else engine),
     }
     torch.manual_seed(seed)  # terms may have weights
@@ -427,7 +427,7 @@ def _read_defaults(recipe: str | None, model: AnyModel, console: Console) -> Map
 
 
 def _beneath(defaults: Mapping[str, Any] | None, given: Any) -> Any:
-    """A recipe's options of the data set beneath those that are given."""
+    """A recipe's options beneath those that are given."""
     if defaults is None or not isinstance(given, Mapping | None):
         return given
     return {**defaults, **(given or {})}
