@@ -1,11 +1,14 @@
-"""Held-out error of decoders after equal seconds of one core.
+r"""Held-out error of decoders, or of nodes, after equal seconds of one core.
 
     OMP_NUM_THREADS=1 python benchmarks/decoder_curve.py --case vector olivetti 400 --case map smiles 4000
+    OMP_NUM_THREADS=1 python benchmarks/decoder_curve.py --case vector clothing 3068 --decoder "residual 96" \
+        --seconds 45 --node 3 2,1,0 2,1,0,3 --out docs/results/nodes_colour.json --picture nodes.png
 
 A case is a kind of latent, a folder of photographs, and how many of them are taken, evenly spaced; every fifth is held
 out. Features are computed once and are not counted: all decoders get the same head, objective, optimiser, batches and
 seconds, in the precision and memory layout that trains fastest on the machine. The learning rate falls along a half
-cosine over the seconds. Seconds are the process's own, so that other work on the machine changes little.
+cosine over the seconds. Seconds are the process's own, so that other work on the machine changes little. Where the
+photographs lie in folders by class, a linear probe of the held-out latents is measured too.
 """
 
 import argparse
@@ -13,6 +16,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,6 +27,7 @@ from torch import Tensor, nn
 
 import transfervae as tv
 from transfervae.data import ImageFolder
+from transfervae.evaluation.probes import probe
 from transfervae.execution import Execution, choose_execution, measure_executions
 from transfervae.shapes import unit_images
 from transfervae.training.recipes import SHARP, VECTOR
@@ -138,15 +143,17 @@ DECODERS: Mapping[str, Callable[..., nn.Module]] = {
 class Images:
     """A case's images and features, split."""
 
-    def __init__(self, folder: str, count: int, size: int) -> None:
-        """Read images and compute features of the recipes' backbone."""
+    def __init__(self, folder: str, count: int, size: int, node: str) -> None:
+        """Read images and compute features of `packaged` at a node."""
         dataset = ImageFolder(folder, size, dtype=torch.uint8)
         taken = torch.linspace(0, len(dataset) - 1, min(count, len(dataset))).long().tolist()
         self.pixels = torch.stack([dataset[index] for index in taken])
-        self.backbone = tv.build_vae({**VECTOR["backbone"], "name": "packaged"}, image_size=size).backbone
+        self.backbone = tv.create_backbone("packaged", node=int(node) if node.isdigit() else node)
         with torch.no_grad():
             found = [self.backbone(unit_images(batch)).half() for batch in self.pixels.split(64)]
         self.features = torch.cat(found)
+        classes = [dataset.paths[index].parent.name for index in taken]
+        self.labels = [sorted(set(classes)).index(name) for name in classes]
         held = torch.arange(len(taken)) % 5 == 4
         self.training, self.held = (~held).nonzero().flatten(), held.nonzero().flatten()
 
@@ -160,11 +167,12 @@ def main() -> None:
         "seed": arguments.seed,
     }
     report |= {"image_size": arguments.size, "batch": arguments.batch, "rows": []}
-    for kind, folder, count in arguments.case:
-        images = Images(folder, int(count), arguments.size)
+    for (kind, folder, count), node in product(arguments.case, arguments.node):
+        images = Images(folder, int(count), arguments.size, node)
         execution = fastest(kind, images, arguments)
         for name, seconds in ((name, seconds) for seconds in arguments.seconds for name in arguments.decoder):
-            row = {"latent": kind, "data": Path(folder).name, "images": len(images.pixels), "decoder": name}
+            row = {"latent": kind, "data": Path(folder).name, "images": len(images.pixels), "node": node}
+            row["decoder"] = name
             row |= {"precision": execution.precision, **measure(kind, name, images, seconds, execution, arguments)}
             report["rows"].append(row)
             print(json.dumps(row), flush=True)
@@ -210,14 +218,18 @@ def measure(
         optimizer.step()
         steps += 1
     vae.eval()
-    squares, kls = [], []
+    squares, kls, means = [], [], []
     with torch.no_grad(), execution.autocast(torch.device("cpu")):
         for batch in images.held.split(64):
             output = vae.forward_from_features(images.features[batch].float())
             squares.append((output.reconstruction - unit_images(images.pixels[batch])).square().mean((1, 2, 3)))
             kls.append(output.posterior.kl())
+            means.append(output.posterior.mode())
     errors = torch.cat(squares)
+    labels = [images.labels[place] for place in images.held.tolist()]
+    told = {} if len(set(labels)) == 1 else {"linear_probe": probe(torch.cat(means), labels).linear}
     return {
+        **told,
         "seconds": seconds,
         "steps": steps,
         "parameters": sum(parameter.numel() for parameter in vae.decoder.parameters()),
@@ -234,14 +246,19 @@ def batches(indices: Tensor, size: int, seed: int) -> Iterator[Tensor]:
         yield from indices[torch.randperm(len(indices), generator=generator)].split(size)[: len(indices) // size]
 
 
+def label_of(row: Mapping[str, Any]) -> str:
+    """What a line is called."""
+    return str(row["decoder"]) + (f" at {row['node']}" if row.get("node", "fine") != "fine" else "")
+
+
 def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Error against seconds, one panel a case and one line a decoder."""
     cases = list(dict.fromkeys((row["latent"], row["data"]) for row in rows))
     figure, panels = plt.subplots(1, len(cases), figsize=(5.5 * len(cases), 4.2), squeeze=False, layout="constrained")
     for panel, (latent, data) in zip(panels[0], cases, strict=True):
         chosen = [row for row in rows if (row["latent"], row["data"]) == (latent, data)]
-        for number, name in enumerate(dict.fromkeys(row["decoder"] for row in chosen)):
-            line = sorted((row["seconds"], row["rmse"]) for row in chosen if row["decoder"] == name)
+        for number, name in enumerate(dict.fromkeys(label_of(row) for row in chosen)):
+            line = sorted((row["seconds"], row["rmse"]) for row in chosen if label_of(row) == name)
             style = "-" if name.startswith("residual") else "--"
             panel.plot(*zip(*line, strict=True), style, marker="o", color=f"C{number}", label=name)
         panel.set(title=f"{data}, latent {latent}", xlabel="seconds of one core", ylabel="held-out RMSE", xscale="log")
@@ -260,6 +277,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", nargs=3, action="append", required=True, metavar=("LATENT", "FOLDER", "IMAGES"))
     parser.add_argument("--decoder", nargs="+", choices=DECODERS, default=list(DECODERS))
+    parser.add_argument("--node", nargs="+", default=["fine"], help="as --backbone.node takes it")
     parser.add_argument("--seconds", type=float, nargs="+", default=[20, 60])
     parser.add_argument("--size", type=int, default=64, help="image size in pixels")
     parser.add_argument("--batch", type=int, default=32)

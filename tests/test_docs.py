@@ -164,7 +164,7 @@ def is_documented(value: object, documented: list[object]) -> bool:
     return any(isinstance(shown, ModuleType) and shown.__name__ == home for shown in documented)
 
 
-@pytest.mark.parametrize("name", ["demo", "photographs"])
+@pytest.mark.parametrize("name", ["demo", "clothing", "photographs"])
 def test_figures_of_the_experiment_are_those_of_the_runs(name: str) -> None:
     figures = json.loads((DOCS / "results" / f"{name}.json").read_text())
     page = (DOCS / "experiment.md").read_text()
