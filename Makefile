@@ -7,9 +7,9 @@ DEMO := runs/demo
 
 demo: $(VENV)/demo
 	rm -rf $(DEMO)
-	$(BIN)/transfervae train --dataset.faces 3000 --image-size 64 --epochs 8 --out $(DEMO)/faces
+	$(BIN)/transfervae train --dataset.faces 3000 --image-size 64 --epochs 20 --out $(DEMO)/faces
 	$(BIN)/python examples/photographs.py $(DEMO)
-	$(BIN)/transfervae train $(DEMO)/pieces --image-size 64 --epochs 12 --out $(DEMO)/photographs
+	$(BIN)/transfervae train $(DEMO)/pieces --image-size 64 --epochs 20 --out $(DEMO)/photographs
 	$(BIN)/transfervae reconstruct $(DEMO)/photographs $(DEMO)/held --out $(DEMO)/photographs.png
 	@echo "Look at $(DEMO)/faces/reconstructions.png and at $(DEMO)/photographs.png: originals above reconstructions."
 

@@ -42,6 +42,7 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {"vector": VECTOR, "map": SHARP}
 OBJECTIVES: Mapping[str, Any] = {"vector": "gaussian_nll,kl", "map": {"l1": {}, "kl": {"weight": 1e-6}}}
 GROUPS = 8
 WARMUP = 0.05
+CELL = 4
 PEAK_RATE = 1e-3
 
 
@@ -109,21 +110,41 @@ class ThinEnd(nn.Module):
     def __init__(self, step: Any, size: int) -> None:
         """Replace a step to images of a size."""
         super().__init__()
-        layer, before = type(step), step.convolution.in_channels
+        layer, before = type(step.detail), step.color.in_channels
         self.finer = nn.Sequential(layer(before, 32, 2, (size // 2,) * 2), nn.SiLU(), layer(32, 16, 2, (size,) * 2))
-        self.convolution = nn.Conv2d(16, 3, kernel_size=3, padding=1)
+        self.color = nn.Conv2d(16, 3, kernel_size=3, padding=1)
 
     def forward(self, grid: Tensor) -> Tensor:
         """Map `[b, c, h, w]` to `[b, 3, 4h, 4w]`."""
-        rgb: Tensor = self.convolution(nn.functional.silu(self.finer(grid)))
+        rgb: Tensor = self.color(nn.functional.silu(self.finer(grid)))
         return rgb
 
 
-def thin(latent_shape: Sequence[int], size: int) -> nn.Module:
-    """`residual_decoder` with a thin stage at full resolution."""
-    decoder: Any = tv.residual_decoder(latent_shape, size)
-    decoder.to_rgb = ThinEnd(decoder.to_rgb, size)
-    return cast(nn.Module, decoder)
+class SubPixelEnd(nn.Module):
+    """To the pixels by a sub-pixel convolution alone."""
+
+    def __init__(self, step: Any) -> None:
+        """Replace a step."""
+        super().__init__()
+        self.color = step.color  # whose precision latents take
+        detail = step.detail.convolution
+        self.detail = type(step.detail)(detail.in_channels, 3, step.factor, step.detail.crop.size)
+
+    def forward(self, grid: Tensor) -> Tensor:
+        """Map `[b, c, h, w]` to `[b, 3, 4h, 4w]`."""
+        rgb: Tensor = self.detail(grid)
+        return rgb
+
+
+def ending(end: Callable[[Any, int], nn.Module]) -> Callable[..., nn.Module]:
+    """A builder of `residual_decoder` with another last step."""
+
+    def build(latent_shape: Sequence[int], size: int) -> nn.Module:
+        decoder: Any = tv.residual_decoder(latent_shape, size)
+        decoder.to_rgb = end(decoder.to_rgb, size)
+        return cast(nn.Module, decoder)
+
+    return build
 
 
 DECODERS: Mapping[str, Callable[..., nn.Module]] = {
@@ -136,7 +157,8 @@ DECODERS: Mapping[str, Callable[..., nn.Module]] = {
     "residual 96, two blocks": residual(width=96, blocks=2),
     "residual 96, group norm": residual(NormedBlock, width=96),
     "residual 96, separable": residual(SeparableBlock, width=96),
-    "residual 96, thin full resolution": thin,
+    "residual 96, thin full resolution": ending(ThinEnd),
+    "residual 96, sub-pixels alone": ending(lambda step, _size: SubPixelEnd(step)),
 }
 
 
@@ -218,13 +240,14 @@ def measure(
         optimizer.step()
         steps += 1
     vae.eval()
-    squares, kls, means = [], [], []
+    squares, kls, means, edges = [], [], [], []
     with torch.no_grad(), execution.autocast(torch.device("cpu")):
         for batch in images.held.split(64):
             output = vae.forward_from_features(images.features[batch].float())
             squares.append((output.reconstruction - unit_images(images.pixels[batch])).square().mean((1, 2, 3)))
             kls.append(output.posterior.kl())
             means.append(output.posterior.mode())
+            edges.append(edge_ratio(output.reconstruction))
     errors = torch.cat(squares)
     labels = [images.labels[place] for place in images.held.tolist()]
     told = {} if len(set(labels)) == 1 else {"linear_probe": probe(torch.cat(means), labels).linear}
@@ -236,7 +259,15 @@ def measure(
         "rmse": errors.sqrt().mean().item(),
         "psnr": (-10 * errors.log10()).mean().item(),
         "kl": torch.cat(kls).mean().item(),
+        "edge_ratio": sum(edges) / len(edges),
     }
+
+
+def edge_ratio(images: Tensor) -> float:
+    """How much larger differences of neighbouring pixels are across the edges of cells of 4 pixels than within."""
+    steps = (images[..., 1:] - images[..., :-1]).abs().mean(dim=(0, 1, 2))
+    across = torch.arange(len(steps)) % CELL == CELL - 1
+    return (steps[across].mean() / steps[~across].mean()).item()
 
 
 def batches(indices: Tensor, size: int, seed: int) -> Iterator[Tensor]:

@@ -2,6 +2,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn.functional import interpolate, silu
 
 from tests.strategies import IMAGE_SIZES, LATENT_SHAPES
 from transfervae.decoders import residual_decoder
@@ -34,11 +35,13 @@ def test_blocks_pass_the_signal_through_at_the_start() -> None:
 
 
 @given(cells_of=st.tuples(st.integers(9, 20), st.integers(9, 20)))
-def test_cells_of_the_last_step_are_equal_at_the_start(cells_of: tuple[int, int]) -> None:
-    height, width = (4 * cells for cells in cells_of)
-    images = residual_decoder((4,), (height, width), width=8)(torch.randn(1, 4))
-    cells = images.unfold(2, 4, 4).unfold(3, 4, 4).flatten(4)
-    torch.testing.assert_close(cells, cells[..., :1].expand_as(cells))
+def test_a_new_decoder_enlarges_bilinearly(cells_of: tuple[int, int]) -> None:
+    height, width = cells_of
+    decoder = residual_decoder((4,), (4 * height, 4 * width), width=8)
+    latents = torch.randn(1, 4)
+    colors = decoder.to_rgb.color(silu(decoder.stages(decoder.stem(latents))))
+    expected = interpolate(colors, size=(4 * height, 4 * width), mode="bilinear").sigmoid()
+    torch.testing.assert_close(decoder(latents), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_channels_halve_down_to_32() -> None:

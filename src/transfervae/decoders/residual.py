@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from torch import Tensor, nn
-from torch.nn.functional import pixel_shuffle, silu
+from torch.nn.functional import interpolate, pixel_shuffle, silu
 
 from transfervae.decoders._grids import Size, check_latents, grid_sizes, make_stem, parse_latent_shape
 from transfervae.decoders.convolutional import CropTo
@@ -22,7 +22,7 @@ DEEPEST = 256
 def residual_decoder(
     latent_shape: Sequence[int], image_size: int | Sequence[int], *, width: int = DEFAULT_WIDTH, blocks: int = 1
 ) -> "ResidualDecoder":
-    """Build a decoder of residual blocks on small grids, whose last step is a sub-pixel convolution by 4.
+    """Build a decoder of residual blocks on small grids, whose last step enlarges by 4.
 
     Args:
         latent_shape: (d,) for vectors, (c, h, w) for maps.
@@ -44,11 +44,12 @@ def residual_decoder(
 class ResidualDecoder(nn.Module):
     """A stem from the latent to a small grid, residual blocks there and on each doubled grid, and one step to RGB.
 
-    The grids are those that halving the image's size gives, with rounding up; the last two doublings are one sub-pixel
-    convolution (Shi et al. 2016), so that nothing is computed at full resolution. Channels start at `width` and halve
-    with each doubling, down to 32. Nothing is normalised: the last convolution of each block starts at 0 (Zhang et al.
-    2019), so that the signal passes through as it is. Sub-pixel convolutions start without checkerboard (Aitken et al.
-    2017).
+    The grids are those that halving the image's size gives, with rounding up; the last two doublings are one step: a
+    colour a cell, enlarged bilinearly, and beside it what a sub-pixel convolution (Shi et al. 2016), which starts at 0,
+    knows better. So nothing is computed at full resolution, and cells have no edges of their own. Channels start at
+    `width` and halve with each doubling, down to 32. Nothing is normalised: the last convolution of each block starts
+    at 0 (Zhang et al. 2019), so that the signal passes through as it is. Other sub-pixel convolutions start without
+    checkerboard (Aitken et al. 2017).
 
     Attributes:
         latent_shape: (d,) or (c, h, w).
@@ -82,7 +83,7 @@ class ResidualDecoder(nn.Module):
                 stages.append(SubPixel(channels[place - 1], count, 2, size))
             stages += [ResidualBlock(count) for _ in range(blocks)]
         self.stages = nn.Sequential(*stages)
-        self.to_rgb = SubPixel(channels[-1], 3, 2**last, image_size)
+        self.to_rgb = ToRGB(channels[-1], 2**last, image_size)
 
     def forward(self, latent: Latents) -> Images:
         """Map latents to images.
@@ -97,7 +98,7 @@ class ResidualDecoder(nn.Module):
             ShapeError: If the latents have another shape than the decoder was built for.
         """
         check_latents(latent, self.latent_shape)
-        grid = self.stages(self.stem(latent.to(self.to_rgb.convolution.weight.dtype)))
+        grid = self.stages(self.stem(latent.to(self.to_rgb.color.weight.dtype)))
         rgb: Tensor = self.to_rgb(silu(grid))
         return rgb.float().sigmoid()
 
@@ -122,6 +123,30 @@ class ResidualBlock(nn.Module):
         """Map `[b, c, h, w]` to the same shape."""
         changed: Tensor = self.second(silu(self.first(silu(grid))))
         return grid + changed
+
+
+class ToRGB(nn.Module):
+    """A colour for each cell, enlarged bilinearly, and a sub-pixel convolution that starts at 0 for what is finer."""
+
+    def __init__(self, channels: int, factor: int, size: Size) -> None:
+        """Make a layer.
+
+        Args:
+            channels: Of the input.
+            factor: How many times finer the grid becomes.
+            size: (height, width) of the output.
+        """
+        super().__init__()
+        self.factor = factor
+        self.color = nn.Conv2d(channels, 3, kernel_size=3, padding=1)
+        self.detail = SubPixel(channels, 3, factor, size)
+        nn.init.zeros_(self.detail.convolution.weight)
+
+    def forward(self, grid: Tensor) -> Tensor:
+        """Map `[b, channels, h, w]` to `[b, 3, *size]`."""
+        smooth = interpolate(self.color(grid), scale_factor=float(self.factor), mode="bilinear")
+        rgb: Tensor = self.detail.crop(smooth) + self.detail(grid)
+        return rgb
 
 
 class SubPixel(nn.Module):

@@ -43,7 +43,6 @@ SHARP: Mapping[str, Any] = MappingProxyType(
             "clip": 1.0,
             "schedule": "cosine",
         },
-        "dataset": {"batch_size": 32},
     }
 )
 """Sharp pictures: a latent map from early nodes, absolute error, from the second half on the error of the encoder's own
