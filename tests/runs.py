@@ -81,5 +81,5 @@ class Small:
             out=out,
             epochs=self.epochs,
             optimizer={"learning_rate": self.learning_rate, **(optimizer or {})},
-            **{"objective": self.objective, "dataset": self.dataset, "engine": self.engine, **more},
+            **{"recipe": "seed", "objective": self.objective, "dataset": self.dataset, "engine": self.engine, **more},
         )

@@ -303,6 +303,13 @@ def test_the_last_layer_of_every_decoder_makes_the_pixels(name: str) -> None:
     decoder.eval()
     images = decoder(torch.randn(2, 4))
     (slope,) = torch.autograd.grad(images.sum(), last_layer_of(decoder))
+    if name == "residual":  # it adds detail to a colour a cell, in every pixel
+        latents = torch.randn(2, 4)
+        before = decoder(latents)
+        with torch.no_grad():
+            last_layer_of(decoder).add_(torch.randn(last_layer_of(decoder).shape))
+        assert ((decoder(latents) - before).abs() > 0).all()
+        return
     with torch.no_grad():
         last_layer_of(decoder).zero_()
     if name in {"vit", "kl"}:
