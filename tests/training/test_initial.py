@@ -14,7 +14,7 @@ from transfervae.interop import load_diffusers_kl_decoder
 from transfervae.training import TrainResult, train
 from transfervae.training._initial import load_initial_objective
 
-SMALL = Small(epochs=1, faces=24)
+SMALL = Small(epochs=1, faces=16)
 MODEL = {**SMALL.model, "head": tv.Spec("spatial", latent_dim=4), "latent_dim": None}
 DISCRIMINATOR = {"discriminator": "patch", "width": 8, "layers": 1, "augment": False}
 ADVERSARIAL = {"l1": {}, "adversarial": {"weight": 0.1, **DISCRIMINATOR}}
